@@ -1,0 +1,7 @@
+//! The WebSocket protocol (RFC 6455) as pure functions and state machines.
+//!
+//! Nothing in this folder awaits, reads a clock, draws a random number, logs or counts. Bytes go in, values come out,
+//! and each decoder has three answers: an item, "need more bytes", or the rule that was broken.
+
+pub mod close;
+pub mod error;
