@@ -5,3 +5,8 @@
 
 pub mod close;
 pub mod error;
+pub mod handshake;
+pub mod header;
+pub mod mask;
+pub mod scan;
+pub mod utf8;
