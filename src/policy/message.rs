@@ -1,6 +1,10 @@
 //! What a message may be: its size, its fragments, its rate.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use super::gcra::Gcra;
+use crate::cause::Cause;
+use crate::ws::scan::Message;
 
 /// A rate with its burst: `rate` a second on average, `burst` at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,4 +34,178 @@ pub struct Settings {
     pub utf8: bool,
     /// The largest message of a backend, in bytes on the wire over all its fragments: 1009.
     pub upstream_max_size_bytes: Option<u64>,
+}
+
+/// The message policies of one session: it sees the client's frames and says which are too much.
+#[derive(Debug)]
+pub struct MessagePolicy {
+    max_size_bytes: u64,
+    upstream_max_size_bytes: u64,
+    max_fragments: u32,
+    stall_timeout: Option<Duration>,
+    messages: Option<Gcra>,
+    bytes: Option<Gcra>,
+    control: Option<Gcra>,
+    /// When the last byte of an unfinished message of the client arrived; `None` between messages.
+    unfinished_since: Option<Instant>,
+}
+
+impl MessagePolicy {
+    /// The policies of a new session.
+    pub fn new(settings: &Settings) -> Self {
+        Self {
+            max_size_bytes: settings.max_size_bytes.unwrap_or(u64::MAX),
+            upstream_max_size_bytes: settings.upstream_max_size_bytes.unwrap_or(u64::MAX),
+            max_fragments: settings.max_fragments.unwrap_or(u32::MAX),
+            stall_timeout: settings.stall_timeout,
+            messages: settings.messages.map(Gcra::new),
+            bytes: settings.bytes.map(Gcra::new),
+            control: settings.control.map(Gcra::new),
+            unfinished_since: None,
+        }
+    }
+
+    /// A data frame of the client begins; `message` counts it whole.
+    ///
+    /// # Errors
+    /// `MessageTooBig`, `TooManyFragments` and `MessageRate`, before any byte of the frame has been forwarded.
+    pub fn on_frame(&mut self, message: &Message, now: Instant) -> Result<(), Cause> {
+        if message.size_bytes > self.max_size_bytes {
+            return Err(Cause::MessageTooBig { size_bytes: message.size_bytes, limit_bytes: self.max_size_bytes });
+        }
+        if message.fragments > self.max_fragments {
+            return Err(Cause::TooManyFragments { limit: self.max_fragments });
+        }
+        if message.fragments == 1 && self.messages.as_mut().is_some_and(|rate| !rate.take(1, now)) {
+            return Err(Cause::MessageRate);
+        }
+        Ok(())
+    }
+
+    /// Payload of the client's data frames arrived.
+    ///
+    /// # Errors
+    /// `ByteRate`.
+    pub fn on_payload(&mut self, len: usize, now: Instant) -> Result<(), Cause> {
+        let kept = self.bytes.as_mut().is_none_or(|rate| rate.take(len as u64, now));
+        if kept { Ok(()) } else { Err(Cause::ByteRate) }
+    }
+
+    /// A ping or a pong of the client's own arrived.
+    ///
+    /// # Errors
+    /// `ControlRate`.
+    pub fn on_control(&mut self, now: Instant) -> Result<(), Cause> {
+        let kept = self.control.as_mut().is_none_or(|rate| rate.take(1, now));
+        if kept { Ok(()) } else { Err(Cause::ControlRate) }
+    }
+
+    /// A data frame of the upstream begins; `message` counts it whole.
+    ///
+    /// # Errors
+    /// `UpstreamMessageTooBig`.
+    pub fn on_upstream_frame(&self, message: &Message) -> Result<(), Cause> {
+        match message.size_bytes > self.upstream_max_size_bytes {
+            true => Err(Cause::UpstreamMessageTooBig {
+                size_bytes: message.size_bytes,
+                limit_bytes: self.upstream_max_size_bytes,
+            }),
+            false => Ok(()),
+        }
+    }
+
+    /// Bytes of the client arrived and were scanned; `unfinished` says whether they end inside a message or a frame.
+    pub fn on_scanned(&mut self, unfinished: bool, now: Instant) {
+        self.unfinished_since = unfinished.then_some(now);
+    }
+
+    /// The client was not read for `paused`: the stall clock stood still meanwhile.
+    pub fn on_resumed(&mut self, paused: Duration) {
+        if let Some(since) = &mut self.unfinished_since {
+            // The pause began after the last byte, so this stays in the past.
+            *since += paused;
+        }
+    }
+
+    /// When [`MessagePolicy::check_stall`] may find something.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        Some(self.unfinished_since? + self.stall_timeout?)
+    }
+
+    /// Whether an unfinished message has stalled for too long.
+    ///
+    /// # Errors
+    /// `MessageStalled`.
+    pub fn check_stall(&self, now: Instant) -> Result<(), Cause> {
+        match (self.unfinished_since, self.next_deadline()) {
+            (Some(since), Some(deadline)) if now >= deadline => Err(Cause::MessageStalled(now - since)),
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ws::scan::MessageType;
+
+    fn settings() -> Settings {
+        Settings {
+            max_size_bytes: Some(100),
+            max_fragments: Some(3),
+            messages: Some(Rate { per_second: 1, burst: 2 }),
+            bytes: Some(Rate { per_second: 10, burst: 20 }),
+            control: Some(Rate { per_second: 1, burst: 1 }),
+            stall_timeout: Some(Duration::from_secs(60)),
+            utf8: true,
+            upstream_max_size_bytes: Some(1000),
+        }
+    }
+
+    fn message(fragments: u32, size_bytes: u64) -> Message {
+        Message { kind: MessageType::Text, fragments, size_bytes }
+    }
+
+    #[test]
+    fn refuses_a_message_over_its_size_and_not_at_it() {
+        let mut policy = MessagePolicy::new(&settings());
+        let now = Instant::now();
+        assert_eq!(policy.on_frame(&message(1, 100), now), Ok(()));
+        let too_big = Cause::MessageTooBig { size_bytes: 101, limit_bytes: 100 };
+        assert_eq!(policy.on_frame(&message(2, 101), now), Err(too_big));
+        assert_eq!(policy.on_upstream_frame(&message(1, 1000)), Ok(()));
+        assert!(policy.on_upstream_frame(&message(1, 1001)).is_err());
+    }
+
+    #[test]
+    fn refuses_too_many_fragments_and_too_high_rates() {
+        let mut policy = MessagePolicy::new(&settings());
+        let now = Instant::now();
+        assert_eq!(policy.on_frame(&message(4, 1), now), Err(Cause::TooManyFragments { limit: 3 }));
+        assert!((0..2).all(|_| policy.on_frame(&message(1, 1), now).is_ok()));
+        assert_eq!(policy.on_frame(&message(1, 1), now), Err(Cause::MessageRate));
+        // Fragments of the same message are one message.
+        assert_eq!(policy.on_frame(&message(2, 1), now), Ok(()));
+        assert_eq!(policy.on_payload(20, now), Ok(()));
+        assert_eq!(policy.on_payload(1, now), Err(Cause::ByteRate));
+        assert_eq!(policy.on_control(now), Ok(()));
+        assert_eq!(policy.on_control(now), Err(Cause::ControlRate));
+    }
+
+    #[test]
+    fn closes_a_stalled_message_and_stands_still_while_not_reading() {
+        let mut policy = MessagePolicy::new(&settings());
+        let start = Instant::now();
+        let after = |secs| start + Duration::from_secs(secs);
+        assert_eq!(policy.next_deadline(), None);
+        policy.on_scanned(true, start);
+        assert_eq!(policy.next_deadline(), Some(after(60)));
+        assert_eq!(policy.check_stall(after(59)), Ok(()));
+        assert_eq!(policy.check_stall(after(60)), Err(Cause::MessageStalled(Duration::from_secs(60))));
+        policy.on_resumed(Duration::from_secs(30));
+        assert_eq!(policy.check_stall(after(89)), Ok(()));
+        assert!(policy.check_stall(after(90)).is_err());
+        policy.on_scanned(false, after(91));
+        assert_eq!(policy.next_deadline(), None);
+    }
 }

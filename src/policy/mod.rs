@@ -5,6 +5,7 @@
 
 pub mod client_address;
 pub mod connection_limit;
+pub mod gcra;
 pub mod handshake_limit;
 pub mod keepalive;
 pub mod message;
