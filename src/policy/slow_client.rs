@@ -2,11 +2,9 @@
 //!
 //! Output is pending while the client's socket takes no more. What the policy judges is how much was taken while it
 //! was pending without a pause, so a client that reads slowly and steadily lives, and one that reads a byte a second
-//! does not.
+//! does not. The tunnel judges the upstream's reading by the same type.
 
 use std::time::{Duration, Instant};
-
-use crate::cause::Cause;
 
 /// The `slow_client` settings of a rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,6 +17,15 @@ pub struct Settings {
 
 /// Output pending for longer than this makes a client slow for the gauge `sluicegate_slow_clients`.
 pub const SLOW_AFTER: Duration = Duration::from_secs(1);
+
+/// A reader that takes too little.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TooSlow {
+    /// What it took in the last window, in bytes.
+    pub taken_bytes: u64,
+    /// How long output has been pending without a pause.
+    pub pending_for: Duration,
+}
 
 /// The judgement of one client's reading.
 #[derive(Debug)]
@@ -73,8 +80,8 @@ impl SlowClient {
     /// Judges the client when a window of `timeout` has passed, and begins the next window if it passes.
     ///
     /// # Errors
-    /// `SlowClient`.
-    pub fn check(&mut self, now: Instant) -> Result<(), Cause> {
+    /// What it took in the window, when that is too little.
+    pub fn check(&mut self, now: Instant) -> Result<(), TooSlow> {
         let (Some(settings), Some(pending)) = (&self.settings, &mut self.pending) else { return Ok(()) };
         let window = now.saturating_duration_since(pending.window_from);
         if window < settings.timeout {
@@ -114,7 +121,7 @@ mod tests {
             policy.on_taken(1);
             assert_eq!(policy.check(start + secs(second)), Ok(()));
         }
-        let expected = Cause::SlowClient { taken_bytes: 29, pending_for: secs(30) };
+        let expected = TooSlow { taken_bytes: 29, pending_for: secs(30) };
         assert_eq!(policy.check(start + secs(30)), Err(expected));
     }
 

@@ -1,1 +1,50 @@
-//! Placeholder: filled in the next commits.
+//! What runs between the 101 and the end of a session: two byte streams, and the frames that pass between them.
+//!
+//! [`session`] is the one loop, [`closing`] is how a session ends, [`outbox`] is what a socket has not taken yet,
+//! [`registry`] knows the live sessions and can ask them to end, and [`sys`] asks the kernel.
+
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use crate::policy::keepalive::{self, TcpSnapshot};
+use crate::policy::{message, slow_client};
+
+pub mod closing;
+pub mod outbox;
+pub mod registry;
+pub mod session;
+mod side;
+pub mod stats;
+pub mod sys;
+
+/// A byte stream that a session runs on.
+pub trait Wire: AsyncRead + AsyncWrite + Unpin + Send {
+    /// What the kernel knows of the connection; `None` where it is not TCP.
+    fn tcp_snapshot(&self) -> Option<TcpSnapshot> {
+        None
+    }
+}
+
+impl Wire for tokio::net::TcpStream {
+    fn tcp_snapshot(&self) -> Option<TcpSnapshot> {
+        sys::tcp_snapshot(self)
+    }
+}
+
+impl Wire for tokio::io::DuplexStream {}
+
+/// The policies of a rule that its tunnels enforce.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Sizes, fragments and rates.
+    pub message: message::Settings,
+    /// Pings; `None` sends none and never gives a silent side up.
+    pub keepalive: Option<keepalive::Settings>,
+    /// Closes a session in which neither peer sends anything of its own for so long.
+    pub idle_timeout: Option<Duration>,
+    /// Closes a client that reads too slowly.
+    pub slow_client: Option<slow_client::Settings>,
+    /// Bounds the closing handshake.
+    pub close_timeout: Duration,
+}
