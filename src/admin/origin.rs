@@ -42,3 +42,54 @@ fn parse(authority: &str) -> Option<(String, u16)> {
     let is_local = host == "localhost" || literal.parse::<IpAddr>().is_ok();
     is_local.then(|| (host, authority.port_u16().unwrap_or(80)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn foreign(target: &str, lines: &[(&'static str, &str)]) -> bool {
+        let mut request = RequestHeader::build("GET", b"/", None).unwrap();
+        request.set_uri(target.parse().unwrap());
+        for (name, value) in lines {
+            request.append_header(*name, *value).unwrap();
+        }
+        is_foreign(&request)
+    }
+
+    #[test]
+    fn literals_and_localhost_are_ours_under_any_port() {
+        for host in ["127.0.0.1:9901", "127.0.0.1", "[::1]:9901", "[::1]", "LocalHost:1", "10.1.2.3"] {
+            assert!(!foreign("/healthz", &[("host", host)]), "{host}");
+        }
+        for host in ["rebound.example", "localhost.example", "127.0.0.1.example", "user@127.0.0.1", "", "::1", "a b"] {
+            assert!(foreign("/healthz", &[("host", host)]), "{host}");
+        }
+        assert!(!foreign("/healthz", &[]), "HTTP/1.0");
+        assert!(foreign("/healthz", &[("host", "localhost"), ("host", "rebound.example")]));
+        assert!(foreign("http://rebound.example/healthz", &[("host", "localhost")]));
+        assert!(!foreign("http://localhost/healthz", &[("host", "localhost:80")]));
+    }
+
+    #[test]
+    fn an_origin_is_ours_when_it_is_what_host_says() {
+        let host = ("host", "127.0.0.1:9901");
+        assert!(!foreign("/", &[host, ("origin", "http://127.0.0.1:9901")]));
+        assert!(!foreign("/", &[("host", "localhost"), ("origin", "http://localhost:80")]));
+        for origin in [
+            "http://rebound.example",
+            "http://127.0.0.1:9901.example",
+            "http://127.0.0.1:9901@rebound.example",
+            "http://127.0.0.1:1",
+            "http://127.0.0.1",
+            "http://localhost:9901",
+            "https://127.0.0.1:9901",
+            "http://127.0.0.1:9901/",
+            "null",
+            "",
+        ] {
+            assert!(foreign("/", &[host, ("origin", origin)]), "{origin}");
+        }
+        assert!(foreign("/", &[host, ("origin", "http://127.0.0.1:9901"), ("origin", "http://rebound.example")]));
+        assert!(foreign("/", &[("origin", "http://localhost")]), "an Origin without Host");
+    }
+}

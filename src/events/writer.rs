@@ -10,7 +10,8 @@ use log::{Level, LevelFilter, Log, Metadata, Record};
 
 use super::{Event, WRITTEN_LEVEL, is_written};
 
-/// The queue, in lines. A line has about 25 fields of at most 256 bytes: 50 MiB at the very worst, 4 MiB in practice.
+/// The queue, in lines. A session's line is about 600 bytes, so 5 MiB; when each of its four texts of a peer is as long
+/// as it may be and of nothing but control characters it is under 8 KiB, so 64 MiB at the very worst.
 const QUEUE_LINES: usize = 8192;
 
 /// What is written at once, in bytes: standard error has no buffer, and each write is a system call.

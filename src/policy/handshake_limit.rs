@@ -27,8 +27,8 @@ const SHARDS: usize = 64;
 /// The most client keys that one limiter knows: 917,504, the bound of 1,000,000 rounded down to hash tables that are
 /// exactly full. A shard's table of 16,384 buckets holds 14,336 entries (7/8); one more and it doubles.
 ///
-/// An entry is 32 bytes and one of control, so a full map costs 34.6 MB (measured: 34,603,008 bytes of tables, 37.7
-/// bytes a key).
+/// A bucket is 32 bytes and one of control, so a full map costs 34.6 MB; measured: 35.1 MB resident, 38 bytes a key. A
+/// sweep of it took 77 ms in a debug build, of which a shard is locked for about 1 ms at a time.
 pub const MAX_KEYS: usize = SHARDS * 14_336;
 
 /// The `handshake.per_ip` settings: `count` handshakes in `per` on average, `burst` at once.

@@ -104,8 +104,8 @@ impl Endpoint {
         Lease { endpoint: Arc::clone(self) }
     }
 
-    /// Its addresses, at most 16: the literal, or what its name meant at most 10 s ago. When a name stops resolving, its last
-    /// addresses stand: a resolver that is down takes no endpoint with it.
+    /// Its addresses, at most 16: the literal, or what its name meant at most 10 s ago. When a name stops resolving, its
+    /// last addresses stand: a resolver that is down takes no endpoint with it.
     ///
     /// # Errors
     /// The name has never resolved.
