@@ -1,1 +1,409 @@
-//! Placeholder: filled in the next commits.
+//! The metrics, on the `prometheus` crate: the only file that names one.
+//!
+//! Labels are bounded: rules and upstreams come from the configuration, the rest from enums and from the tables of
+//! causes; never a path, an address, or anything else that a peer sent. A session resolves its handles once, through
+//! [`Metrics::rule`], and then only adds to atomics.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+use prometheus::core::Collector;
+use prometheus::{
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
+};
+
+use crate::cause::{Cause, Refusal};
+use crate::events;
+use crate::ws::close::CloseCode;
+
+/// The rule's name in metrics and logs before a rule is known.
+pub const NO_RULE: &str = "none";
+
+/// From a neighbouring process to the default `keepalive.timeout`, in seconds.
+const RTT_BUCKETS: [f64; 13] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0];
+
+/// All metrics of the process, in a registry of their own.
+pub struct Metrics {
+    registry: Registry,
+    families: Families,
+    rules: Mutex<HashMap<String, Arc<RuleMetrics>>>,
+    /// Sessions whose output is pending without a pause for more than a second.
+    pub slow_clients: IntGauge,
+    upstream_connections: IntGaugeVec,
+    log_lines_dropped: IntCounter,
+    resident_bytes: IntGauge,
+    /// What `log_lines_dropped` has taken over from the log's own count.
+    lines_dropped_seen: AtomicU64,
+}
+
+/// The families that have a `rule` label.
+struct Families {
+    connections: IntGaugeVec,
+    handshakes: IntCounterVec,
+    closes: IntCounterVec,
+    messages: IntCounterVec,
+    bytes: IntCounterVec,
+    policy_decisions: IntCounterVec,
+    slow_evictions: IntCounterVec,
+    ping_rtt: HistogramVec,
+    pings_unanswered: IntCounterVec,
+}
+
+impl Metrics {
+    /// All families, with the rule `none`.
+    pub fn new() -> Arc<Self> {
+        let registry = Registry::new();
+        let families = Families::new(&registry);
+        let slow_clients = register(
+            &registry,
+            IntGauge::new("sluicegate_slow_clients", "Sessions whose output is pending for more than a second"),
+        );
+        let upstream_connections = register(
+            &registry,
+            IntGaugeVec::new(
+                Opts::new("sluicegate_upstream_connections", "Connections to an endpoint, being made or in use"),
+                &["upstream", "endpoint"],
+            ),
+        );
+        let log_lines_dropped = register(
+            &registry,
+            IntCounter::new("sluicegate_log_lines_dropped_total", "Log lines dropped because standard error is slow"),
+        );
+        let resident_bytes = register(
+            &registry,
+            IntGauge::new("sluicegate_process_resident_bytes", "Resident memory of the process, in bytes"),
+        );
+        let metrics = Arc::new(Self {
+            registry,
+            families,
+            rules: Mutex::default(),
+            slow_clients,
+            upstream_connections,
+            log_lines_dropped,
+            resident_bytes,
+            lines_dropped_seen: AtomicU64::new(0),
+        });
+        metrics.rule(NO_RULE);
+        metrics
+    }
+
+    /// The handles of a rule; made on the first call, and from then on its counters are there at 0.
+    pub fn rule(&self, name: &str) -> Arc<RuleMetrics> {
+        let mut rules = self.rules.lock();
+        if let Some(rule) = rules.get(name) {
+            return Arc::clone(rule);
+        }
+        let rule = Arc::new(RuleMetrics::new(name, &self.families));
+        rules.insert(name.to_owned(), Arc::clone(&rule));
+        rule
+    }
+
+    /// The gauge of connections to one endpoint.
+    pub fn upstream_connections(&self, upstream: &str, endpoint: &str) -> IntGauge {
+        self.upstream_connections.with_label_values(&[upstream, endpoint])
+    }
+
+    /// Everything in Prometheus' text format.
+    pub fn render(&self) -> String {
+        let dropped = events::lines_dropped();
+        let seen = self.lines_dropped_seen.fetch_max(dropped, Ordering::Relaxed);
+        self.log_lines_dropped.inc_by(dropped.saturating_sub(seen));
+        if let Some(bytes) = resident_bytes() {
+            self.resident_bytes.set(bytes);
+        }
+        let mut text = String::new();
+        TextEncoder::new().encode_utf8(&self.registry.gather(), &mut text).expect("writing to a String cannot fail");
+        text
+    }
+}
+
+impl std::fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Metrics").finish_non_exhaustive()
+    }
+}
+
+impl Families {
+    fn new(registry: &Registry) -> Self {
+        let counter = |name: &str, help: &str, labels: &[&str]| {
+            register(registry, IntCounterVec::new(Opts::new(name, help), labels))
+        };
+        let connections = Opts::new("sluicegate_connections", "Active WebSocket sessions");
+        let rtt = HistogramOpts::new("sluicegate_ping_rtt_seconds", "From a ping of ours to its pong, in seconds")
+            .buckets(RTT_BUCKETS.to_vec());
+        Self {
+            connections: register(registry, IntGaugeVec::new(connections, &["rule"])),
+            handshakes: counter(
+                "sluicegate_handshakes_total",
+                "Handshakes by result: accepted, or the name of the refusal",
+                &["rule", "result"],
+            ),
+            closes: counter(
+                "sluicegate_closes_total",
+                "Sessions ended, by close code (1005: none given, 1006: no Close frame), by whom and why",
+                &["rule", "code", "closed_by", "cause"],
+            ),
+            messages: counter(
+                "sluicegate_messages_total",
+                "Messages and control frames forwarded; in: from the client, out: to it",
+                &["rule", "direction", "type"],
+            ),
+            bytes: counter(
+                "sluicegate_bytes_total",
+                "Bytes of frames forwarded, headers included; in: from the client, out: to it",
+                &["rule", "direction"],
+            ),
+            policy_decisions: counter(
+                "sluicegate_policy_decisions_total",
+                "What the policies decided: allowed (per handshake), refused, would_refuse",
+                &["rule", "policy", "decision"],
+            ),
+            slow_evictions: counter(
+                "sluicegate_slow_client_evictions_total",
+                "Sessions closed because the client read too slowly",
+                &["rule"],
+            ),
+            ping_rtt: register(registry, HistogramVec::new(rtt, &["rule", "side"])),
+            pings_unanswered: counter(
+                "sluicegate_pings_unanswered_total",
+                "Pings of ours that got no pong in time",
+                &["rule", "side"],
+            ),
+        }
+    }
+}
+
+/// The handles of one rule. What a session counts per message is a field.
+pub struct RuleMetrics {
+    name: String,
+    /// Active sessions; the owner of a session adds and subtracts.
+    pub connections: IntGauge,
+    /// Handshakes that became sessions.
+    pub accepted: IntCounter,
+    /// From the client.
+    pub inbound: DirectionMetrics,
+    /// To the client.
+    pub outbound: DirectionMetrics,
+    /// From our ping to the client's pong, in seconds.
+    pub ping_rtt_client: Histogram,
+    /// From our ping to the upstream's pong, in seconds.
+    pub ping_rtt_upstream: Histogram,
+    /// Pings that the client did not answer in time.
+    pub pings_unanswered_client: IntCounter,
+    /// Pings that the upstream did not answer in time.
+    pub pings_unanswered_upstream: IntCounter,
+    slow_evictions: IntCounter,
+    handshakes: IntCounterVec,
+    closes: IntCounterVec,
+    policy_decisions: IntCounterVec,
+}
+
+/// What goes one way, counted as it is forwarded.
+#[derive(Clone, Debug)]
+pub struct DirectionMetrics {
+    /// Text messages.
+    pub text: IntCounter,
+    /// Binary messages.
+    pub binary: IntCounter,
+    /// Pings.
+    pub ping: IntCounter,
+    /// Pongs.
+    pub pong: IntCounter,
+    /// Close frames.
+    pub close: IntCounter,
+    /// Bytes of frames, headers included.
+    pub bytes: IntCounter,
+}
+
+impl RuleMetrics {
+    fn new(name: &str, families: &Families) -> Self {
+        let direction = |direction: &str| {
+            let messages = |kind: &str| families.messages.with_label_values(&[name, direction, kind]);
+            DirectionMetrics {
+                text: messages("text"),
+                binary: messages("binary"),
+                ping: messages("ping"),
+                pong: messages("pong"),
+                close: messages("close"),
+                bytes: families.bytes.with_label_values(&[name, direction]),
+            }
+        };
+        Self {
+            name: name.to_owned(),
+            connections: families.connections.with_label_values(&[name]),
+            accepted: families.handshakes.with_label_values(&[name, "accepted"]),
+            inbound: direction("in"),
+            outbound: direction("out"),
+            ping_rtt_client: families.ping_rtt.with_label_values(&[name, "client"]),
+            ping_rtt_upstream: families.ping_rtt.with_label_values(&[name, "upstream"]),
+            pings_unanswered_client: families.pings_unanswered.with_label_values(&[name, "client"]),
+            pings_unanswered_upstream: families.pings_unanswered.with_label_values(&[name, "upstream"]),
+            slow_evictions: families.slow_evictions.with_label_values(&[name]),
+            handshakes: families.handshakes.clone(),
+            closes: families.closes.clone(),
+            policy_decisions: families.policy_decisions.clone(),
+        }
+    }
+
+    /// The `rule` label.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Counts the end of a session, and what goes with it: the decision when a policy closed it, and the eviction of a
+    /// slow client. The gauge of connections is the caller's.
+    pub fn closed(&self, cause: &Cause) {
+        let row = cause.row();
+        self.closes.with_label_values(&[&self.name, code_label(cause.code()), row.by.name(), row.name]).inc();
+        if let Some(policy) = row.policy {
+            self.decided(policy, "refused");
+        }
+        if matches!(cause, Cause::SlowClient { .. }) {
+            self.slow_evictions.inc();
+        }
+    }
+
+    /// Counts a handshake that got no tunnel, and the decision of the policy that refused it. The upstream's own
+    /// answer and a client that went away are results, but nobody's decision.
+    pub fn refused(&self, refusal: &Refusal) {
+        let row = refusal.row();
+        self.handshakes.with_label_values(&[&self.name, row.name]).inc();
+        if row.status.is_some() {
+            self.decided(row.policy, "refused");
+        }
+    }
+
+    /// Counts a handshake that the policy let pass. `policy` is one of the table of causes.
+    pub fn allowed(&self, policy: &'static str) {
+        self.decided(policy, "allowed");
+    }
+
+    /// Counts what the policy would have refused if it were enforced. `policy` is one of the table of causes.
+    pub fn would_refuse(&self, policy: &'static str) {
+        self.decided(policy, "would_refuse");
+    }
+
+    fn decided(&self, policy: &'static str, decision: &'static str) {
+        self.policy_decisions.with_label_values(&[&self.name, policy, decision]).inc();
+    }
+}
+
+impl std::fmt::Debug for RuleMetrics {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RuleMetrics").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// The `code` label: registered codes as they are, an application's by their range.
+fn code_label(code: CloseCode) -> &'static str {
+    const REGISTERED: [&str; 15] = [
+        "1000", "1001", "1002", "1003", "1004", "1005", "1006", "1007", "1008", "1009", "1010", "1011", "1012", "1013",
+        "1014",
+    ];
+    match code.0 {
+        registered @ 1000..=1014 => REGISTERED[usize::from(registered - 1000)],
+        3000..=3999 => "3xxx",
+        4000..=4999 => "4xxx",
+        // A Close frame with such a code is a protocol error, so a session cannot end with it.
+        _ => "other",
+    }
+}
+
+fn register<C: Collector + Clone + 'static>(registry: &Registry, metric: prometheus::Result<C>) -> C {
+    let metric = metric.expect("the names and labels of this file are valid");
+    registry.register(Box::new(metric.clone())).expect("and each is registered once");
+    metric
+}
+
+/// As Linux says; `None` elsewhere.
+fn resident_bytes() -> Option<i64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let kibibytes = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?.trim().strip_suffix(" kB")?;
+    Some(kibibytes.trim().parse::<i64>().ok()? * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn close_codes_become_bounded_labels() {
+        for (code, label) in [
+            (1000, "1000"),
+            (1005, "1005"),
+            (1014, "1014"),
+            (3000, "3xxx"),
+            (3999, "3xxx"),
+            (4000, "4xxx"),
+            (4999, "4xxx"),
+            (999, "other"),
+            (1015, "other"),
+            (2999, "other"),
+            (65535, "other"),
+        ] {
+            assert_eq!(code_label(CloseCode(code)), label, "{code}");
+        }
+    }
+
+    #[test]
+    fn counters_of_a_rule_are_there_at_zero_from_its_start() {
+        let metrics = Metrics::new();
+        metrics.rule("chat");
+        let text = metrics.render();
+        for rule in ["none", "chat"] {
+            for line in [
+                format!("sluicegate_connections{{rule=\"{rule}\"}} 0"),
+                format!("sluicegate_handshakes_total{{result=\"accepted\",rule=\"{rule}\"}} 0"),
+                format!("sluicegate_messages_total{{direction=\"in\",rule=\"{rule}\",type=\"text\"}} 0"),
+                format!("sluicegate_messages_total{{direction=\"out\",rule=\"{rule}\",type=\"close\"}} 0"),
+                format!("sluicegate_bytes_total{{direction=\"out\",rule=\"{rule}\"}} 0"),
+                format!("sluicegate_slow_client_evictions_total{{rule=\"{rule}\"}} 0"),
+                format!("sluicegate_pings_unanswered_total{{rule=\"{rule}\",side=\"upstream\"}} 0"),
+                format!("sluicegate_ping_rtt_seconds_count{{rule=\"{rule}\",side=\"client\"}} 0"),
+            ] {
+                assert!(text.lines().any(|found| found == line), "no {line} in:\n{text}");
+            }
+        }
+        for line in ["sluicegate_slow_clients 0", "# TYPE sluicegate_log_lines_dropped_total counter"] {
+            assert!(text.lines().any(|found| found == line), "no {line} in:\n{text}");
+        }
+    }
+
+    #[test]
+    fn a_rule_is_resolved_once() {
+        let metrics = Metrics::new();
+        assert!(Arc::ptr_eq(&metrics.rule("chat"), &metrics.rule("chat")));
+    }
+
+    #[test]
+    fn causes_and_refusals_are_counted_with_their_policies() {
+        let metrics = Metrics::new();
+        let rule = metrics.rule("chat");
+        rule.closed(&Cause::ClientClosed(Some(CloseCode(4001))));
+        rule.closed(&Cause::SlowClient { taken_bytes: 1, pending_for: std::time::Duration::from_secs(30) });
+        rule.refused(&Refusal::OriginNotAllowed);
+        rule.refused(&Refusal::UpstreamAnswered(401));
+        rule.allowed("origin");
+        rule.would_refuse("connections_per_ip");
+        metrics.upstream_connections("chat", "127.0.0.1:9001").inc();
+        let text = metrics.render();
+        for line in [
+            r#"sluicegate_closes_total{cause="client_closed",closed_by="client",code="4xxx",rule="chat"} 1"#,
+            r#"sluicegate_closes_total{cause="slow_client",closed_by="proxy",code="1013",rule="chat"} 1"#,
+            r#"sluicegate_slow_client_evictions_total{rule="chat"} 1"#,
+            r#"sluicegate_handshakes_total{result="origin_not_allowed",rule="chat"} 1"#,
+            r#"sluicegate_handshakes_total{result="upstream_answered",rule="chat"} 1"#,
+            r#"sluicegate_policy_decisions_total{decision="allowed",policy="origin",rule="chat"} 1"#,
+            r#"sluicegate_policy_decisions_total{decision="refused",policy="origin",rule="chat"} 1"#,
+            r#"sluicegate_policy_decisions_total{decision="refused",policy="slow_client",rule="chat"} 1"#,
+            r#"sluicegate_policy_decisions_total{decision="would_refuse",policy="connections_per_ip",rule="chat"} 1"#,
+            r#"sluicegate_upstream_connections{endpoint="127.0.0.1:9001",upstream="chat"} 1"#,
+        ] {
+            assert!(text.lines().any(|found| found == line), "no {line} in:\n{text}");
+        }
+        assert!(!text.contains(r#"policy="upstream""#));
+    }
+}

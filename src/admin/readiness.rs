@@ -1,0 +1,79 @@
+//! Whether this process should get traffic.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use arc_swap::ArcSwap;
+
+use crate::edge::upstreams::Upstream;
+
+/// What `/readyz` is answered from; the parts that know set it.
+#[derive(Debug, Default)]
+pub struct Readiness {
+    started: AtomicBool,
+    draining: AtomicBool,
+    upstreams: ArcSwap<Vec<Arc<Upstream>>>,
+}
+
+impl Readiness {
+    /// Every listener is open.
+    pub fn set_started(&self) {
+        self.started.store(true, Ordering::Relaxed);
+    }
+
+    /// The process takes no new sessions any more; there is no way back.
+    pub fn set_draining(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether [`Readiness::set_draining`] was called.
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    /// The upstreams of the configuration now in force.
+    pub fn set_upstreams(&self, upstreams: Vec<Arc<Upstream>>) {
+        self.upstreams.store(Arc::new(upstreams));
+    }
+
+    pub(super) fn report(&self) -> Report {
+        let upstreams = self.upstreams.load();
+        let unusable: Vec<&str> =
+            upstreams.iter().filter(|upstream| !upstream.usable()).map(|upstream| upstream.name()).collect();
+        let mut reasons = Vec::new();
+        if !self.started.load(Ordering::Relaxed) {
+            reasons.push("starting".to_owned());
+        }
+        if self.is_draining() {
+            reasons.push("draining".to_owned());
+        }
+        // A configuration without upstreams, such as one of redirects only, is ready.
+        if !unusable.is_empty() && unusable.len() == upstreams.len() {
+            reasons.push("no upstream has a usable endpoint".to_owned());
+        }
+        let status = match (reasons.is_empty(), unusable.is_empty()) {
+            (false, _) => "unready",
+            (true, false) => "degraded",
+            (true, true) => "ready",
+        };
+        reasons.extend(unusable.iter().map(|name| format!("upstream {name} has no usable endpoint")));
+        Report { status, degraded: unusable.iter().map(|name| format!("upstream:{name}")).collect(), reasons }
+    }
+}
+
+/// An answer of `/readyz`.
+pub(super) struct Report {
+    status: &'static str,
+    degraded: Vec<String>,
+    reasons: Vec<String>,
+}
+
+impl Report {
+    pub(super) fn is_ready(&self) -> bool {
+        self.status != "unready"
+    }
+
+    pub(super) fn to_json(&self) -> String {
+        serde_json::json!({ "status": self.status, "degraded": self.degraded, "reasons": self.reasons }).to_string()
+    }
+}

@@ -1,0 +1,237 @@
+//! Upstreams: which endpoint gets the next connection, and the TCP connection to it.
+//!
+//! Retries end here: another endpoint is tried only while nothing was written to one. An endpoint that could not be
+//! connected to is passed over while others can, and a task of its own tries it again until it can, so that it comes
+//! back without a client's help.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+
+use crate::metrics::Metrics;
+
+mod endpoint;
+
+pub use endpoint::{Endpoint, Lease};
+
+/// How an upstream chooses among its endpoints.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Balance {
+    /// The endpoint with the fewest sessions; of several, in turn.
+    #[default]
+    LeastConnections,
+    /// In turn.
+    RoundRobin,
+}
+
+/// Why no endpoint could be connected to.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// None answered in time.
+    #[error("no endpoint took a connection in {0:?}")]
+    Timeout(Duration),
+    /// At least one refused, or its name does not resolve; this is the last such error.
+    #[error("no endpoint could be connected to: {0}")]
+    Unreachable(#[source] io::Error),
+}
+
+/// One upstream of the configuration.
+#[derive(Debug)]
+pub struct Upstream {
+    name: String,
+    endpoints: Vec<Arc<Endpoint>>,
+    balance: Balance,
+    connect_timeout: Duration,
+    turn: AtomicUsize,
+}
+
+impl Upstream {
+    /// An upstream with these endpoints, each `host:port`, in the order of the file. `connect_timeout` is for one
+    /// endpoint, over all its addresses and the look-up of its name.
+    pub fn new(
+        name: &str,
+        endpoints: Vec<String>,
+        balance: Balance,
+        connect_timeout: Duration,
+        metrics: &Metrics,
+    ) -> Self {
+        let endpoints = endpoints
+            .into_iter()
+            .map(|address| {
+                let gauge = metrics.upstream_connections(name, &address);
+                Arc::new(Endpoint::new(name, address, gauge))
+            })
+            .collect();
+        Self { name: name.to_owned(), endpoints, balance, connect_timeout, turn: AtomicUsize::new(0) }
+    }
+
+    /// Its name in the configuration.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its endpoints, in the order of the file.
+    pub fn endpoints(&self) -> &[Arc<Endpoint>] {
+        &self.endpoints
+    }
+
+    /// Whether a connection is worth a try: not when the last attempt at every endpoint failed.
+    pub fn usable(&self) -> bool {
+        self.endpoints.iter().any(|endpoint| endpoint.is_reachable())
+    }
+
+    /// The endpoint to try next, without those tried; `None` when there is no other.
+    ///
+    /// Those that could not be connected to come last.
+    pub fn pick(&self, tried: &[Arc<Endpoint>]) -> Option<Arc<Endpoint>> {
+        let count = self.endpoints.len();
+        let turn = if tried.is_empty() { self.turn.fetch_add(1, Ordering::Relaxed) } else { 0 };
+        let others = (0..count)
+            .map(|step| &self.endpoints[(turn.wrapping_add(step)) % count])
+            .filter(|endpoint| !tried.iter().any(|tried| Arc::ptr_eq(tried, endpoint)));
+        // The first of equals wins in both cases, and the turn decides which that is.
+        let chosen = match self.balance {
+            Balance::LeastConnections => others.min_by_key(|endpoint| (!endpoint.is_reachable(), endpoint.active())),
+            Balance::RoundRobin => others.min_by_key(|endpoint| !endpoint.is_reachable()),
+        };
+        chosen.cloned()
+    }
+
+    /// Connects to the picked endpoint, or to the others in turn, each once.
+    ///
+    /// Cancel-safe: a dropped call gives its place at the endpoint back.
+    ///
+    /// # Errors
+    /// No endpoint took the connection.
+    pub async fn connect(&self) -> Result<(TcpStream, Lease), ConnectError> {
+        let mut tried = Vec::new();
+        let mut unreachable = None;
+        while let Some(endpoint) = self.pick(&tried) {
+            // Before the connection, so that simultaneous handshakes see each other.
+            let lease = endpoint.lease();
+            match endpoint.connect(self.connect_timeout).await {
+                Ok(stream) => return Ok((stream, lease)),
+                Err(error) if error.kind() == io::ErrorKind::TimedOut => {}
+                Err(error) => unreachable = Some(error),
+            }
+            tried.push(endpoint);
+        }
+        match unreachable {
+            Some(error) => Err(ConnectError::Unreachable(error)),
+            None => Err(ConnectError::Timeout(self.connect_timeout)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::net::TcpListener;
+
+    const TIMEOUT: Duration = Duration::from_secs(5);
+
+    fn upstream(endpoints: &[&str], balance: Balance) -> (Arc<Metrics>, Upstream) {
+        let metrics = Metrics::new();
+        let endpoints = endpoints.iter().map(|endpoint| (*endpoint).to_owned()).collect();
+        let upstream = Upstream::new("chat", endpoints, balance, TIMEOUT, &metrics);
+        (metrics, upstream)
+    }
+
+    async fn listening() -> (TcpListener, String) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        (listener, address)
+    }
+
+    /// An address where nobody listens: bound, so that nobody else takes it, and refusing.
+    fn refusing() -> (socket2::Socket, String) {
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        socket.bind(&"127.0.0.1:0".parse::<std::net::SocketAddr>().unwrap().into()).unwrap();
+        let address = socket.local_addr().unwrap().as_socket().unwrap().to_string();
+        (socket, address)
+    }
+
+    fn addresses(upstream: &Upstream, picks: usize) -> Vec<String> {
+        (0..picks).map(|_| upstream.pick(&[]).unwrap().address().to_owned()).collect()
+    }
+
+    #[test]
+    fn round_robin_takes_turns() {
+        let (_metrics, upstream) = upstream(&["a:1", "b:1", "c:1"], Balance::RoundRobin);
+        assert_eq!(addresses(&upstream, 5), ["a:1", "b:1", "c:1", "a:1", "b:1"]);
+    }
+
+    #[test]
+    fn least_connections_fills_the_emptiest_and_breaks_ties_in_turn() {
+        let (metrics, upstream) = upstream(&["a:1", "b:1"], Balance::LeastConnections);
+        assert_eq!(addresses(&upstream, 3), ["a:1", "b:1", "a:1"]);
+        let leases: Vec<_> = (0..2).map(|_| upstream.endpoints()[0].lease()).collect();
+        assert_eq!(addresses(&upstream, 3), ["b:1", "b:1", "b:1"]);
+        assert_eq!(metrics.upstream_connections("chat", "a:1").get(), 2);
+        drop(leases);
+        assert_eq!(upstream.endpoints()[0].active(), 0);
+        assert_eq!(metrics.upstream_connections("chat", "a:1").get(), 0);
+    }
+
+    #[test]
+    fn a_tried_endpoint_is_not_picked_again() {
+        let (_metrics, upstream) = upstream(&["a:1", "b:1"], Balance::LeastConnections);
+        let first = upstream.pick(&[]).unwrap();
+        let second = upstream.pick(std::slice::from_ref(&first)).unwrap();
+        assert!(!Arc::ptr_eq(&first, &second));
+        assert!(upstream.pick(&[first, second]).is_none());
+    }
+
+    #[tokio::test]
+    async fn connects_to_another_endpoint_when_one_refuses() {
+        let (_socket, refused) = refusing();
+        let (_listener, accepted) = listening().await;
+        let (_metrics, upstream) = upstream(&[&refused, &accepted], Balance::RoundRobin);
+        for _ in 0..3 {
+            let (stream, lease) = upstream.connect().await.unwrap();
+            assert_eq!(stream.peer_addr().unwrap().to_string(), accepted);
+            assert!(stream.nodelay().unwrap());
+            assert_eq!(lease.endpoint().address(), accepted);
+        }
+        assert!(upstream.usable());
+        assert_eq!(upstream.endpoints()[0].active(), 0);
+        // It is passed over from now on.
+        assert_eq!(addresses(&upstream, 3), [accepted.as_str(), &accepted, &accepted]);
+    }
+
+    #[tokio::test]
+    async fn an_upstream_whose_endpoints_all_refused_is_unusable_until_one_comes_back() {
+        let (socket, refused) = refusing();
+        let (_metrics, upstream) = upstream(&[&refused], Balance::LeastConnections);
+        assert!(upstream.usable(), "nothing was tried yet");
+        assert!(matches!(upstream.connect().await, Err(ConnectError::Unreachable(_))));
+        assert!(!upstream.usable());
+        socket.listen(8).unwrap();
+        let back = async {
+            while !upstream.usable() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(TIMEOUT, back).await.expect("the endpoint is tried without a client");
+    }
+
+    #[tokio::test]
+    async fn says_when_nobody_answered_in_time() {
+        // A listener whose queue is full drops the SYN.
+        let (socket, full) = refusing();
+        socket.listen(0).unwrap();
+        let mut queued = Vec::new();
+        for _ in 0..4 {
+            let connecting = tokio::time::timeout(Duration::from_millis(100), TcpStream::connect(&full));
+            queued.push(connecting.await);
+        }
+        let metrics = Metrics::new();
+        let timeout = Duration::from_millis(100);
+        let upstream = Upstream::new("chat", vec![full], Balance::LeastConnections, timeout, &metrics);
+        assert!(matches!(upstream.connect().await, Err(ConnectError::Timeout(found)) if found == timeout));
+        assert!(!upstream.usable());
+    }
+}

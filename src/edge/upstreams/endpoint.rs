@@ -1,0 +1,293 @@
+//! One endpoint: its addresses, its sessions, and whether it can be connected to.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use prometheus::IntGauge;
+use tokio::net::TcpStream;
+use tokio::sync::Mutex;
+use tokio::time::{Instant, timeout};
+
+/// How long the addresses of a name are used before it is looked up again.
+const RESOLVE_EVERY: Duration = Duration::from_secs(10);
+
+/// How long a failed look-up stands, so that a storm of handshakes is not one of look-ups.
+const RESOLVE_FAILURE_STANDS: Duration = Duration::from_secs(1);
+
+/// A look-up that takes longer has failed; the system's resolver gives up after 5 s to 30 s by itself.
+const RESOLVE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The most addresses of one name that are used.
+const MAX_ADDRESSES: usize = 16;
+
+/// How often an endpoint that could not be connected to is tried without a client.
+const PROBE_EVERY: Duration = Duration::from_secs(2);
+
+/// How long such a try may take.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// One endpoint of an upstream.
+#[derive(Debug)]
+pub struct Endpoint {
+    upstream: String,
+    address: String,
+    /// The address, when it needs no look-up.
+    literal: Option<SocketAddr>,
+    resolved: Arc<Mutex<Option<Resolved>>>,
+    /// Which address of a name is tried first.
+    turn: AtomicUsize,
+    active: AtomicUsize,
+    gauge: IntGauge,
+    reachable: AtomicBool,
+    answered_ping: AtomicBool,
+}
+
+#[derive(Debug)]
+struct Resolved {
+    at: Instant,
+    /// Empty when the name has never been looked up with success.
+    addresses: Vec<SocketAddr>,
+    /// Why the last look-up failed.
+    failure: Option<String>,
+}
+
+impl Endpoint {
+    pub(super) fn new(upstream: &str, address: String, gauge: IntGauge) -> Self {
+        Self {
+            upstream: upstream.to_owned(),
+            literal: address.parse().ok(),
+            address,
+            resolved: Arc::default(),
+            turn: AtomicUsize::new(0),
+            active: AtomicUsize::new(0),
+            gauge,
+            reachable: AtomicBool::new(true),
+            answered_ping: AtomicBool::new(false),
+        }
+    }
+
+    /// `host:port`, as configured.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Leases that are held: sessions, and connections being made.
+    pub fn active(&self) -> usize {
+        self.active.load(Ordering::Relaxed)
+    }
+
+    /// Whether the last attempt to connect succeeded; true before the first.
+    pub fn is_reachable(&self) -> bool {
+        self.reachable.load(Ordering::Relaxed)
+    }
+
+    /// Whether it has ever answered a ping of ours: one that has not is never closed for silence.
+    pub fn has_answered_ping(&self) -> bool {
+        self.answered_ping.load(Ordering::Relaxed)
+    }
+
+    /// Remembers that it answered a ping of ours.
+    pub fn ping_answered(&self) {
+        // Read first: every pong of every session comes here, and a write would take the cache line each time.
+        if !self.has_answered_ping() {
+            self.answered_ping.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Counts one more session until the lease drops.
+    pub fn lease(self: &Arc<Self>) -> Lease {
+        self.active.fetch_add(1, Ordering::Relaxed);
+        self.gauge.inc();
+        Lease { endpoint: Arc::clone(self) }
+    }
+
+    /// Its addresses, at most 16: the literal, or what its name meant at most 10 s ago. When a name stops resolving, its
+    /// last addresses stand: a resolver that is down takes no endpoint with it.
+    ///
+    /// # Errors
+    /// The name has never resolved.
+    pub async fn resolve(&self) -> io::Result<Vec<SocketAddr>> {
+        if let Some(address) = self.literal {
+            return Ok(vec![address]);
+        }
+        let mut resolved = Arc::clone(&self.resolved).lock_owned().await;
+        if !resolved.as_ref().is_some_and(Resolved::is_fresh) {
+            let name = self.address.clone();
+            // In a task, which a caller that gives up does not end: the lock stays taken and look-ups do not pile up.
+            let lookup = tokio::spawn(async move {
+                look_up(&name, &mut resolved).await;
+                resolved
+            });
+            resolved = lookup.await.map_err(io::Error::other)?;
+        }
+        let Some(Resolved { addresses, failure, .. }) = &*resolved else {
+            return Err(io::Error::other("the name was not looked up"));
+        };
+        if addresses.is_empty() {
+            let failure = failure.as_deref().unwrap_or("the name has no address");
+            return Err(io::Error::new(io::ErrorKind::NotFound, failure));
+        }
+        let mut addresses = addresses.clone();
+        // The resolver always gives the same order, and the first would get all connections.
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed) % addresses.len();
+        addresses.rotate_left(turn);
+        Ok(addresses)
+    }
+
+    /// Connects to one of its addresses within `within`, and remembers whether that was possible.
+    ///
+    /// # Errors
+    /// `TimedOut` when no address answered in time, else the last address' error.
+    pub(super) async fn connect(self: &Arc<Self>, within: Duration) -> io::Result<TcpStream> {
+        let outcome = self.connect_any(within).await;
+        match &outcome {
+            Ok(_) => self.succeeded(),
+            // Our own shortage of descriptors or ports says nothing about the endpoint.
+            Err(error) if is_local(error) => log::warn!("cannot connect to any endpoint: {error}"),
+            Err(error) => self.failed(error),
+        }
+        outcome
+    }
+
+    async fn connect_any(&self, within: Duration) -> io::Result<TcpStream> {
+        let deadline = Instant::now() + within;
+        let timed_out = |_| io::Error::new(io::ErrorKind::TimedOut, format!("no answer in {within:?}"));
+        let addresses = tokio::time::timeout_at(deadline, self.resolve()).await.map_err(timed_out)??;
+        let mut last_error = None;
+        for (index, address) in addresses.iter().enumerate() {
+            // A share of the time each, so that one address that swallows packets does not use it up.
+            let shares = u32::try_from(addresses.len() - index).unwrap_or(u32::MAX);
+            let share = deadline.saturating_duration_since(Instant::now()) / shares;
+            match timeout(share, TcpStream::connect(address)).await.map_err(timed_out).flatten() {
+                Ok(stream) => {
+                    stream.set_nodelay(true)?;
+                    return Ok(stream);
+                }
+                Err(error) => last_error = Some(error),
+            }
+        }
+        Err(last_error.unwrap_or_else(|| io::Error::other("the endpoint has no address")))
+    }
+
+    fn succeeded(&self) {
+        if !self.reachable.swap(true, Ordering::Relaxed) {
+            log::warn!("endpoint {} of upstream {} can be connected to again", self.address, self.upstream);
+        }
+    }
+
+    fn failed(self: &Arc<Self>, error: &io::Error) {
+        if self.reachable.swap(false, Ordering::Relaxed) {
+            log::warn!("endpoint {} of upstream {} cannot be connected to: {error}", self.address, self.upstream);
+            tokio::spawn(probe_until_reachable(Arc::downgrade(self)));
+        }
+    }
+}
+
+impl Resolved {
+    fn is_fresh(&self) -> bool {
+        self.at.elapsed() < if self.failure.is_none() { RESOLVE_EVERY } else { RESOLVE_FAILURE_STANDS }
+    }
+}
+
+async fn look_up(name: &str, resolved: &mut Option<Resolved>) {
+    let failure = match timeout(RESOLVE_TIMEOUT, tokio::net::lookup_host(name)).await {
+        Ok(Ok(found)) => {
+            let mut addresses: Vec<_> = found.take(MAX_ADDRESSES).collect();
+            addresses.dedup();
+            *resolved = Some(Resolved { at: Instant::now(), addresses, failure: None });
+            return;
+        }
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => format!("no answer in {RESOLVE_TIMEOUT:?}"),
+    };
+    let addresses = resolved.take().map(|last| last.addresses).unwrap_or_default();
+    *resolved = Some(Resolved { at: Instant::now(), addresses, failure: Some(failure) });
+}
+
+/// Ends when the endpoint can be connected to, by us or by a client, and when it is gone with its configuration. There
+/// is one such task for an endpoint: only the first failure starts it.
+async fn probe_until_reachable(endpoint: Weak<Endpoint>) {
+    loop {
+        tokio::time::sleep(PROBE_EVERY).await;
+        let Some(endpoint) = endpoint.upgrade() else { return };
+        if endpoint.is_reachable() {
+            return;
+        }
+        if endpoint.connect_any(PROBE_TIMEOUT).await.is_ok() {
+            endpoint.succeeded();
+            return;
+        }
+    }
+}
+
+/// Whether connecting failed for want of something on this machine.
+fn is_local(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::EADDRNOTAVAIL))
+}
+
+/// A session's place at an endpoint; it is given back on drop.
+#[derive(Debug)]
+pub struct Lease {
+    endpoint: Arc<Endpoint>,
+}
+
+impl Lease {
+    /// Where the place is.
+    pub fn endpoint(&self) -> &Arc<Endpoint> {
+        &self.endpoint
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.endpoint.active.fetch_sub(1, Ordering::Relaxed);
+        self.endpoint.gauge.dec();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn endpoint(address: &str) -> Arc<Endpoint> {
+        let gauge = crate::metrics::Metrics::new().upstream_connections("chat", address);
+        Arc::new(Endpoint::new("chat", address.to_owned(), gauge))
+    }
+
+    #[tokio::test]
+    async fn literals_need_no_look_up_and_names_are_looked_up() {
+        assert_eq!(endpoint("127.0.0.1:9").resolve().await.unwrap(), ["127.0.0.1:9".parse().unwrap()]);
+        assert_eq!(endpoint("[::1]:9").resolve().await.unwrap(), ["[::1]:9".parse().unwrap()]);
+        let local = endpoint("localhost:9");
+        let mut first = local.resolve().await.unwrap();
+        let mut second = local.resolve().await.unwrap();
+        assert!(first.iter().all(|address| address.ip().is_loopback()));
+        first.sort();
+        second.sort();
+        assert_eq!(first, second, "the same addresses, in turn");
+    }
+
+    #[tokio::test]
+    async fn a_name_that_does_not_resolve_is_unreachable_unless_it_did_before() {
+        // A label may have 63 bytes, so no resolver sends this anywhere.
+        let unresolvable = endpoint(&format!("{}:9", "x".repeat(64)));
+        assert_ne!(unresolvable.connect(Duration::from_secs(20)).await.unwrap_err().kind(), io::ErrorKind::TimedOut);
+        assert!(!unresolvable.is_reachable());
+        let last = vec!["127.0.0.1:9".parse().unwrap()];
+        *unresolvable.resolved.lock().await =
+            Some(Resolved { at: Instant::now() - RESOLVE_EVERY, addresses: last.clone(), failure: None });
+        assert_eq!(unresolvable.resolve().await.unwrap(), last);
+        assert!(unresolvable.resolved.lock().await.as_ref().unwrap().failure.is_some());
+    }
+
+    #[test]
+    fn remembers_an_answered_ping() {
+        let endpoint = endpoint("127.0.0.1:9");
+        assert!(!endpoint.has_answered_ping());
+        endpoint.ping_answered();
+        assert!(endpoint.has_answered_ping());
+    }
+}
