@@ -30,8 +30,7 @@ pub struct Metrics {
     registry: Registry,
     families: Families,
     rules: Mutex<HashMap<String, Arc<RuleMetrics>>>,
-    /// Sessions whose output is pending without a pause for more than a second.
-    pub slow_clients: IntGauge,
+    slow_clients: IntGauge,
     upstream_connections: IntGaugeVec,
     log_lines_dropped: IntCounter,
     resident_bytes: IntGauge,
@@ -96,7 +95,7 @@ impl Metrics {
         if let Some(rule) = rules.get(name) {
             return Arc::clone(rule);
         }
-        let rule = Arc::new(RuleMetrics::new(name, &self.families));
+        let rule = Arc::new(RuleMetrics::new(name, &self.families, self.slow_clients.clone()));
         rules.insert(name.to_owned(), Arc::clone(&rule));
         rule
     }
@@ -196,9 +195,20 @@ pub struct RuleMetrics {
     /// Pings that the upstream did not answer in time.
     pub pings_unanswered_upstream: IntCounter,
     slow_evictions: IntCounter,
+    slow_clients: IntGauge,
     handshakes: IntCounterVec,
     closes: IntCounterVec,
     policy_decisions: IntCounterVec,
+}
+
+/// One of `sluicegate_slow_clients`.
+#[derive(Debug)]
+pub struct SlowClientMark(IntGauge);
+
+impl Drop for SlowClientMark {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
 }
 
 /// What goes one way, counted as it is forwarded.
@@ -219,7 +229,7 @@ pub struct DirectionMetrics {
 }
 
 impl RuleMetrics {
-    fn new(name: &str, families: &Families) -> Self {
+    fn new(name: &str, families: &Families, slow_clients: IntGauge) -> Self {
         let direction = |direction: &str| {
             let messages = |kind: &str| families.messages.with_label_values(&[name, direction, kind]);
             DirectionMetrics {
@@ -242,10 +252,17 @@ impl RuleMetrics {
             pings_unanswered_client: families.pings_unanswered.with_label_values(&[name, "client"]),
             pings_unanswered_upstream: families.pings_unanswered.with_label_values(&[name, "upstream"]),
             slow_evictions: families.slow_evictions.with_label_values(&[name]),
+            slow_clients,
             handshakes: families.handshakes.clone(),
             closes: families.closes.clone(),
             policy_decisions: families.policy_decisions.clone(),
         }
+    }
+
+    /// Counts a client whose output has been pending without a pause for more than a second, until the mark is dropped.
+    pub fn mark_slow_client(&self) -> SlowClientMark {
+        self.slow_clients.inc();
+        SlowClientMark(self.slow_clients.clone())
     }
 
     /// The `rule` label.

@@ -114,9 +114,14 @@ impl MessagePolicy {
         }
     }
 
-    /// Bytes of the client arrived and were scanned; `unfinished` says whether they end inside a message or a frame.
-    pub fn on_scanned(&mut self, unfinished: bool, now: Instant) {
-        self.unfinished_since = unfinished.then_some(now);
+    /// Bytes of the client arrived and were scanned. `unfinished` says whether they end inside a message or a frame,
+    /// and `moved` whether any belonged to it: a pong between two fragments does not.
+    pub fn on_scanned(&mut self, unfinished: bool, moved: bool, now: Instant) {
+        self.unfinished_since = match self.unfinished_since {
+            _ if !unfinished => None,
+            Some(since) if !moved => Some(since),
+            _ => Some(now),
+        };
     }
 
     /// The client was not read for `paused`: the stall clock stood still meanwhile.
@@ -198,14 +203,15 @@ mod tests {
         let start = Instant::now();
         let after = |secs| start + Duration::from_secs(secs);
         assert_eq!(policy.next_deadline(), None);
-        policy.on_scanned(true, start);
+        policy.on_scanned(true, true, start);
+        policy.on_scanned(true, false, after(30));
         assert_eq!(policy.next_deadline(), Some(after(60)));
         assert_eq!(policy.check_stall(after(59)), Ok(()));
         assert_eq!(policy.check_stall(after(60)), Err(Cause::MessageStalled(Duration::from_secs(60))));
         policy.on_resumed(Duration::from_secs(30));
         assert_eq!(policy.check_stall(after(89)), Ok(()));
         assert!(policy.check_stall(after(90)).is_err());
-        policy.on_scanned(false, after(91));
+        policy.on_scanned(false, true, after(91));
         assert_eq!(policy.next_deadline(), None);
     }
 }

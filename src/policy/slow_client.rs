@@ -89,10 +89,7 @@ impl SlowClient {
         }
         let wanted = settings.min_rate_bytes as f64 * window.as_secs_f64();
         if (pending.window_taken_bytes as f64) < wanted {
-            return Err(Cause::SlowClient {
-                taken_bytes: pending.window_taken_bytes,
-                pending_for: now - pending.since,
-            });
+            return Err(TooSlow { taken_bytes: pending.window_taken_bytes, pending_for: now - pending.since });
         }
         pending.window_from = now;
         pending.window_taken_bytes = 0;

@@ -77,7 +77,9 @@ impl Outbox {
                 Poll::Pending => return Ok(taken),
             }
         }
-        if self.unflushed && let Poll::Ready(flushed) = Pin::new(io).poll_flush(cx) {
+        if self.unflushed
+            && let Poll::Ready(flushed) = Pin::new(io).poll_flush(cx)
+        {
             flushed?;
             self.unflushed = false;
         }
@@ -94,11 +96,7 @@ impl Outbox {
     ///
     /// # Errors
     /// Those of the socket: the side is gone.
-    pub fn poll_shutdown<S: AsyncWrite + Unpin>(
-        &mut self,
-        io: &mut S,
-        cx: &mut Context<'_>,
-    ) -> Poll<io::Result<()>> {
+    pub fn poll_shutdown<S: AsyncWrite + Unpin>(&mut self, io: &mut S, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.poll_drain(io, cx)?;
         if !self.is_empty() || self.unflushed {
             return Poll::Pending;

@@ -218,12 +218,8 @@ impl<C: Wire, U: Wire> Session<C, U> {
             Order::Run => {}
             Order::Cut => self.core.give_up(Cause::DrainCut, now),
             Order::Drain if self.core.ending.is_none() => {
-                let between_messages = self.client.scanner.at_message_boundary()
-                    && self.upstream.scanner.at_message_boundary()
-                    && !self.client.out_mid_frame
-                    && !self.upstream.out_mid_frame;
                 let by = *self.core.drain_by.get_or_insert(now + self.core.settings.close_timeout);
-                if between_messages || now >= by {
+                if between_messages(&self.client, &self.upstream) || now >= by {
                     self.core.end(Cause::Drain);
                 }
             }
@@ -250,7 +246,7 @@ impl<C: Wire, U: Wire> Session<C, U> {
     /// Sets the one timer when it must fire earlier than it would, or has fired.
     fn arm(&mut self, now: Instant, cx: &mut Context<'_>) {
         let next = self.next_deadline(now);
-        if next < self.armed_for || now >= self.armed_for {
+        if next < self.armed_for || now >= self.armed_for || self.timer.is_elapsed() {
             self.armed_for = next;
             self.timer.as_mut().reset(next.into());
             if self.timer.as_mut().poll(cx).is_ready() {
@@ -268,6 +264,7 @@ impl<C: Wire, U: Wire> Future for Session<C, U> {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Outcome> {
         let this = &mut *self;
         let now = now();
+        let was_ending = this.core.ending.is_some();
         let more = this.transfer(now, cx);
         this.update_clocks(now);
         if now >= this.armed_for {
@@ -275,9 +272,10 @@ impl<C: Wire, U: Wire> Future for Session<C, U> {
         }
         this.follow_orders(now);
         let Self { client, upstream, core, .. } = this;
-        let over = core.ending.as_mut().is_some_and(|ending| {
-            ending.advance(client, upstream, core.settings.close_timeout, now, cx).is_ready()
-        });
+        let over = core
+            .ending
+            .as_mut()
+            .is_some_and(|ending| ending.advance(client, upstream, core.settings.close_timeout, now, cx).is_ready());
         core.stats.publish(&core.metrics);
         if over {
             let cause = core.ending.as_ref().map_or(Cause::DrainCut, |ending| ending.cause);
@@ -293,7 +291,8 @@ impl<C: Wire, U: Wire> Future for Session<C, U> {
             this.listening = true;
             this.control.listen(cx.waker());
         }
-        if more {
+        // An end that has just begun changes what is read of whom.
+        if more || this.core.ending.is_some() != was_ending {
             cx.waker().wake_by_ref();
         }
         Poll::Pending
@@ -333,7 +332,16 @@ impl Core {
         }
     }
 
+    /// Writes what passed the scan to the other side, and counts it.
+    fn pass<S: Wire>(&mut self, from: Sender, to: &mut Side<S>, bytes: &[u8], now: Instant, cx: &mut Context<'_>) {
+        if !bytes.is_empty() {
+            to.write(bytes, now, cx);
+            self.direction(from).on_bytes(bytes.len());
+        }
+    }
+
     fn on_header(&mut self, from: Sender, message: &Message, now: Instant) -> Result<(), Cause> {
+        self.last_active = now;
         match from {
             Sender::Client => self.message.on_frame(message, now),
             Sender::Server => self.message.on_upstream_frame(message),
@@ -341,11 +349,25 @@ impl Core {
     }
 
     fn on_payload(&mut self, from: Sender, len: usize, now: Instant) -> Result<(), Cause> {
+        self.last_active = now;
         match from {
             Sender::Client => self.message.on_payload(len, now),
             Sender::Server => Ok(()),
         }
     }
+}
+
+/// Whether neither side is inside a message, as far as it was forwarded.
+fn between_messages<A: Wire, B: Wire>(one: &Side<A>, other: &Side<B>) -> bool {
+    one.scanner.at_message_boundary() && other.scanner.at_message_boundary()
+}
+
+/// Why a scan stopped before a rule was broken.
+enum Stop {
+    /// The rest of the input is the start of a header or of a control frame.
+    NeedMore,
+    /// Nothing more of this direction is forwarded.
+    Ended,
 }
 
 /// What becomes of a control frame.
@@ -407,21 +429,26 @@ fn forward<A: Wire, B: Wire>(
 ) {
     // `run..at` passed the scan and is not forwarded yet; `frame_at` is where the frame in progress begins, if here.
     let (mut run, mut at, mut frame_at) = (0, 0, None);
+    let mut saw_data = false;
     let mut between_frames = from.scanner.at_frame_boundary();
     let verdict = loop {
-        if between_frames && to.pings.due {
-            to.write(&input[run..at], now, cx);
+        if between_frames && to.pings.due && core.ending.is_none() {
+            core.pass(from.role, to, &input[run..at], now, cx);
             to.write_ping(now, cx);
             run = at;
         }
+        if between_frames && core.drain_by.is_some() && between_messages(from, to) {
+            core.end(Cause::Drain);
+            break Ok(Stop::Ended);
+        }
         match from.scanner.next(&input[at..]) {
             Err(rule) => break Err(blame(from.role, rule)),
-            Ok(Step::NeedMore) => break Ok(()),
+            Ok(Step::NeedMore) => break Ok(Stop::NeedMore),
             Ok(Step::Header { header, len, message }) => {
                 if let Err(cause) = core.on_header(from.role, &message, now) {
                     break Err(cause);
                 }
-                frame_at = Some(at);
+                (frame_at, saw_data) = (Some(at), true);
                 at += len;
                 if header.fin && header.payload_bytes == 0 {
                     core.direction(from.role).on_message(message.kind);
@@ -432,6 +459,7 @@ fn forward<A: Wire, B: Wire>(
                     break Err(cause);
                 }
                 at += len;
+                saw_data = true;
                 if let Some(kind) = ends_message {
                     core.direction(from.role).on_message(kind);
                 }
@@ -442,8 +470,7 @@ fn forward<A: Wire, B: Wire>(
                     Err(cause) => break Err(cause),
                     Ok(Fate::Forward) => at = end,
                     Ok(Fate::Swallow) => {
-                        to.write(&input[run..at], now, cx);
-                        core.direction(from.role).on_bytes(at - run);
+                        core.pass(from.role, to, &input[run..at], now, cx);
                         (run, at) = (end, end);
                     }
                     Ok(Fate::Close(code)) => {
@@ -454,7 +481,7 @@ fn forward<A: Wire, B: Wire>(
                             Sender::Client => Cause::ClientClosed(code),
                             Sender::Server => Cause::UpstreamClosed(code),
                         });
-                        break Ok(());
+                        break Ok(Stop::Ended);
                     }
                 }
             }
@@ -463,25 +490,25 @@ fn forward<A: Wire, B: Wire>(
     };
     // What is in order passes, also when what follows it is not: an echo in flight is not lost.
     let (end, mid_frame) = match verdict {
-        Ok(()) => (at, !between_frames),
+        Ok(_) => (at, !between_frames),
         Err(_) if between_frames => (at, false),
         // The frame in progress broke a rule: nothing of it passes, unless its beginning has.
-        Err(_) => frame_at.map_or((at, true), |frame_at: usize| (frame_at.max(run), false)),
+        Err(_) => frame_at.map_or((at, true), |frame_at: usize| (frame_at, false)),
     };
-    to.write(&input[run..end], now, cx);
+    core.pass(from.role, to, &input[run..end], now, cx);
     to.out_mid_frame = mid_frame;
-    core.direction(from.role).on_bytes(end - run);
     match verdict {
         Err(cause) => {
             from.end.unreadable = true;
             core.end(cause);
         }
-        Ok(()) if from.end.close_received => {}
-        Ok(()) => {
+        Ok(Stop::Ended) => {}
+        Ok(Stop::NeedMore) => {
             from.hold(&input[at..]);
             if from.role == Sender::Client {
-                let unfinished = at < input.len() || !from.scanner.at_message_boundary();
-                core.message.on_scanned(unfinished, now);
+                let begun = at < input.len();
+                let unfinished = begun || !from.scanner.at_message_boundary();
+                core.message.on_scanned(unfinished, saw_data || begun, now);
             }
         }
     }
