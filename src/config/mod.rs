@@ -1,7 +1,16 @@
 //! Configuration files: read, checked as a whole, and made into a [`Config`] that cannot hold an invalid value.
 
 pub mod fault;
+mod key_path;
 pub mod model;
+mod ranges;
+mod raw;
+mod raw_rule;
+mod shape;
+mod units;
+mod unsupported;
+mod variables;
+mod yaml;
 
 use std::net::SocketAddr;
 use std::path::Path;
