@@ -1,1 +1,3 @@
-//! Placeholder: filled in the next commits.
+//! The commands that are programs of their own.
+
+pub mod demo;

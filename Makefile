@@ -1,0 +1,50 @@
+# The steps of CI and of every day. All of them use one profile and one target folder.
+
+SHELL := /bin/bash
+CARGO ?= cargo
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo build test fmt lint doc deny check-examples
+
+help: ## Show this list
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
+
+demo: build ## Build, and start the demo: a backend, the gateway, and a page (DEMO_ARGS="--for 30s")
+	@exec $(TARGET)/debug/sluicegate demo $(DEMO_ARGS)
+
+build:
+	@scripts/setup build
+	$(CARGO) build --locked
+
+test: ## Install what the tests need and run all of them; the last line counts them
+	@scripts/setup test
+	@scripts/test
+
+fmt: ## Format the Rust code
+	$(CARGO) fmt
+
+lint: ## Check formatting, clippy, dependencies, shell scripts and the Dockerfile
+	@scripts/setup lint
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+	$(CARGO_DENY)
+	target/tools/lint/bin/shellcheck scripts/setup scripts/test .ci/run
+	target/tools/lint/bin/hadolint Dockerfile
+
+deny: ## Check the dependencies' licenses, sources and bans
+	@scripts/setup lint
+	$(CARGO_DENY)
+
+CARGO_DENY = target/tools/bin/cargo-deny --locked check bans licenses sources
+
+doc: ## Build the documentation of the crate; a warning is an error
+	@scripts/setup build
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps
+
+check-examples: build ## Run `sluicegate check` on every file in examples/
+	@set -o pipefail; shopt -s nullglob; files=(examples/*.yaml examples/*/*.yaml); \
+	[ $${#files[@]} -gt 0 ] || { echo "no files in examples/" >&2; exit 1; }; \
+	failed=0; for file in "$${files[@]}"; do \
+	  echo "check $$file"; $(TARGET)/debug/sluicegate check -c "$$file" || failed=1; \
+	done; exit $$failed
