@@ -41,11 +41,11 @@ impl Room {
         let mut lines = self.lines.subscribe();
         guest.send(Message::text(format!("welcome, {name}; {} here", self.lines.receiver_count()))).await?;
         loop {
-            // Both arms are cancel-safe: a broadcast receiver loses nothing, and a partly read message stays in `guest`.
+            // Both arms are cancel-safe: a receiver loses nothing, and a partly read message stays in `guest`.
             tokio::select! {
                 line = lines.recv() => match line {
                     Ok(line) => guest.send(Message::Text(line)).await?,
-                    Err(RecvError::Lagged(missed)) => guest.send(Message::text(format!("({missed} lines missed)"))).await?,
+                    Err(RecvError::Lagged(n)) => guest.send(Message::text(format!("({n} lines missed)"))).await?,
                     Err(RecvError::Closed) => return Ok(()),
                 },
                 message = guest.next() => match message {
