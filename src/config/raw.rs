@@ -19,7 +19,6 @@ use super::units::{Count, Size, Span};
 pub struct RawMain {
     /// The version of the file's format. Default and only value: 1.
     #[schemars(extend("const" = 1, "title" = "1"))]
-    #[expect(dead_code, reason = "the schema allows one value")]
     pub version: Option<u64>,
     /// Where clients come in. Required, at least one.
     #[schemars(length(min = 1))]
@@ -39,14 +38,12 @@ pub struct RawMain {
     /// Any policy of a rule. A rule overrides it leaf by leaf, lists whole. Default: none, so what is not written in a
     /// rule has the default of its key.
     #[schemars(schema_with = "defaults_schema")]
-    #[expect(dead_code, reason = "merged under each rule before that is read")]
     pub defaults: Option<RawRule>,
     /// Files with more rules: paths and patterns such as `rules/*.yaml`, relative to this file. Their rules come after
     /// those below, in the order of the files' names. Default: none. A pattern that no file matches is a fault.
     pub rule_files: Vec<String>,
     /// What is done with requests; the first rule that matches wins, and without one the answer is 404. Default: when no
     /// file has a rule, one that takes everything to the only upstream.
-    #[expect(dead_code, reason = "read one by one, with the defaults under each")]
     pub rules: Vec<RawRule>,
     /// How the process ends.
     pub shutdown: RawShutdown,
@@ -58,7 +55,6 @@ pub struct RawMain {
 #[schemars(extend("required" = ["rules"]))]
 pub struct RawRuleFile {
     /// What is done with requests; the first rule that matches wins. Required.
-    #[expect(dead_code, reason = "read one by one, with the defaults under each")]
     pub rules: Vec<RawRule>,
 }
 

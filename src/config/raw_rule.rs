@@ -33,7 +33,6 @@ pub struct RawRule {
     /// What a client's messages may be. Default: the defaults of its keys; `off` is no limit and no check of UTF-8.
     pub message: Option<OrOff<RawMessage>>,
     /// Compression. Default and only value: `refuse`, so that no extension is negotiated and every frame can be checked.
-    #[expect(dead_code, reason = "the schema allows one value")]
     pub compression: Option<RawCompression>,
     /// When a side is pinged and given up. Default: the defaults of its keys. `off` lets the hops in front close idle
     /// sessions and keeps dead ones for ever.
@@ -154,7 +153,7 @@ pub struct RawConnections {
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawMessage {
-    /// The largest message of a client over all its fragments; over it 1009. Default 1MiB, 1B to 1TiB, or `off`. Large or
+    /// The largest message of a client over all its fragments; over it 1009. Default 1MiB, 1B to 1024GiB, or `off`. Large or
     /// off costs the backend that much memory for each client that asks.
     pub max_size: Option<OrOff<Size>>,
     /// The most fragments of a client's message; over it 1008. Default 1024, 1 to 1000000, or `off`. Low refuses clients
@@ -170,7 +169,7 @@ pub struct RawMessage {
     /// Whether text is checked to be UTF-8, both ways; 1007. Default `on`. `off` breaks RFC 6455 for the peer behind us.
     pub utf8: Option<RawSwitch>,
     /// The largest message of a backend over all its fragments, in bytes on the wire; over it 1011. Default 16MiB, 1B to
-    /// 1TiB, or `off`.
+    /// 1024GiB, or `off`.
     pub upstream_max_size: Option<OrOff<Size>>,
 }
 
@@ -183,7 +182,7 @@ pub struct RawMessageRate {
     /// Data messages at once. Default: twice the messages of a second, 1 to 1000000.
     pub burst: Option<Count>,
     /// Payload bytes on average; at once: those of a second, and never less than `max_size`. Default `off`, 1B/s to
-    /// 1TiB/s.
+    /// 1024GiB/s.
     pub bytes: Option<OrOff<ByteRate>>,
 }
 
@@ -242,6 +241,6 @@ pub struct RawSlowClient {
     /// A client is slow when output was pending for so long without a pause. Default 30s, 1s to 1h. Short cuts phones in
     /// tunnels; long lets attackers hold backend connections.
     pub timeout: Option<Span>,
-    /// And less than this was taken meanwhile. Default 1KiB/s, 1B/s to 1TiB/s. High cuts honest clients on bad links.
+    /// And less than this was taken meanwhile. Default 1KiB/s, 1B/s to 1024GiB/s. High cuts honest clients on bad links.
     pub min_rate: Option<ByteRate>,
 }
