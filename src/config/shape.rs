@@ -83,6 +83,9 @@ impl Transform for WithoutNull {
     fn transform(&mut self, schema: &mut Schema) {
         transform_subschemas(self, schema);
         let Some(map) = schema.as_object_mut() else { return };
+        if map.get("default").is_some_and(Value::is_null) {
+            map.shift_remove("default");
+        }
         if let Some(Value::Array(kinds)) = map.get_mut("type") {
             kinds.retain(|kind| kind != "null");
             if let [only] = kinds.as_slice() {
@@ -377,6 +380,6 @@ mod tests {
         visit(&schema(), "", &mut seen);
         assert!(seen > 100, "{seen}");
         let text = schema().to_string();
-        assert!(!text.contains("\"null\"") && !text.contains("http2"), "{text}");
+        assert!(!text.contains("null") && !text.contains("http2"), "{text}");
     }
 }
