@@ -131,8 +131,8 @@ fn finish(main: &Source, rule_files: &[Source], mut faults: Vec<ConfigFault>) ->
     }
 }
 
-/// Faults by file, in the order in which the files were read, and by line; a fault of `defaults` that several rules meet
-/// once.
+/// Faults by file, in the order in which the files were read, and by line; a fault of `defaults` that several rules
+/// meet once.
 fn in_order(faults: Vec<ConfigFault>) -> Vec<ConfigFault> {
     let mut files: Vec<String> = Vec::new();
     let mut unique: Vec<(usize, ConfigFault)> = Vec::with_capacity(faults.len());

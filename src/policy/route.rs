@@ -77,7 +77,7 @@ impl Matcher {
     /// Compiles a `match`.
     ///
     /// # Errors
-    /// One fault each per host, path and header that cannot be read; keys are `hosts[1]`, `path_regex`, `headers.x-app`.
+    /// One fault per host, path and header that cannot be read; keys: `hosts[1]`, `path_regex`, `headers.x-app`.
     pub fn new(spec: MatchSpec) -> Result<Self, Vec<Fault>> {
         let mut faults = Vec::new();
         let hosts = parse_hosts("hosts", &spec.hosts, &mut faults);
