@@ -60,7 +60,12 @@ pub fn count(key: &str, value: u64, range: &RangeInclusive<u64>) -> Option<Fault
 pub fn rate(rate_key: &str, burst_key: &str, value: message::Rate) -> Vec<Fault> {
     let per_second = |count: &u64| Rate { count: *count, seconds: 1 };
     let rate = outside(rate_key, &value.per_second, &PER_SECOND, "a rate", per_second);
-    rate.into_iter().chain(count(burst_key, value.burst, &PER_SECOND)).collect()
+    rate.into_iter().chain(burst(burst_key, value.burst)).collect()
+}
+
+/// The fault of a burst.
+pub fn burst(key: &str, value: u64) -> Option<Fault> {
+    count(key, value, &PER_SECOND)
 }
 
 /// The faults of `keepalive`.
@@ -69,14 +74,14 @@ pub fn keepalive(settings: &keepalive::Settings) -> Vec<Fault> {
         span("interval", settings.interval, &KEEPALIVE_INTERVAL),
         span("timeout", settings.timeout, &KEEPALIVE_TIMEOUT),
     ];
-    faults.into_iter().flatten().collect()
+    faults.into_iter().flatten().map(|fault| or_off(fault, "keepalive")).collect()
 }
 
 /// The faults of `slow_client`.
 pub fn slow_client(settings: &slow_client::Settings) -> Vec<Fault> {
     let faults =
         [span("timeout", settings.timeout, &SLOW_CLIENT_TIMEOUT), byte_rate("min_rate", settings.min_rate_bytes)];
-    faults.into_iter().flatten().collect()
+    faults.into_iter().flatten().map(|fault| or_off(fault, "slow_client")).collect()
 }
 
 /// The faults of `message`.
@@ -106,6 +111,10 @@ pub fn per_second(key: &str, rate: Rate) -> Result<u64, Fault> {
             format!("a rate that is a whole number a second, such as \"{}/s\"", rate.count.div_ceil(rate.seconds));
         Fault::new(key, format!("\"{rate}\""), allowed)
     })
+}
+
+fn or_off(fault: Fault, policy: &str) -> Fault {
+    Fault { allowed: format!("{}, or `{policy}: off`", fault.allowed), ..fault }
 }
 
 fn byte_rate(key: &str, value: u64) -> Option<Fault> {

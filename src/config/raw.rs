@@ -19,7 +19,6 @@ use super::units::{Count, Size, Span};
 pub struct RawMain {
     /// The version of the file's format. Default and only value: 1.
     #[schemars(extend("const" = 1, "title" = "1"))]
-    #[expect(dead_code, reason = "the schema allows one value")]
     pub version: Option<u64>,
     /// Where clients come in. Required, at least one.
     #[schemars(length(min = 1))]
@@ -28,8 +27,8 @@ pub struct RawMain {
     /// signals and logs.
     pub admin: Option<OrOff<RawAdmin>>,
     /// Peers that are believed when they name a client or a scheme: networks (`10.0.0.0/8`), addresses, or the words
-    /// `private` (loopback, private, link-local and carrier-shared addresses) and `unix`. Default: nobody. A network that
-    /// clients can connect from lets each of them choose its own address, past every per-IP limit.
+    /// `private` (loopback, private, link-local and carrier-shared addresses) and `unix`. Default: nobody. A network
+    /// that clients can connect from lets each of them choose its own address, past every per-IP limit.
     pub trusted_proxies: Vec<String>,
     /// Limits of the process.
     pub limits: RawLimits,
@@ -39,14 +38,12 @@ pub struct RawMain {
     /// Any policy of a rule. A rule overrides it leaf by leaf, lists whole. Default: none, so what is not written in a
     /// rule has the default of its key.
     #[schemars(schema_with = "defaults_schema")]
-    #[expect(dead_code, reason = "merged under each rule before that is read")]
     pub defaults: Option<RawRule>,
     /// Files with more rules: paths and patterns such as `rules/*.yaml`, relative to this file. Their rules come after
     /// those below, in the order of the files' names. Default: none. A pattern that no file matches is a fault.
     pub rule_files: Vec<String>,
-    /// What is done with requests; the first rule that matches wins, and without one the answer is 404. Default: when no
-    /// file has a rule, one that takes everything to the only upstream.
-    #[expect(dead_code, reason = "read one by one, with the defaults under each")]
+    /// What is done with requests; the first rule that matches wins, and without one the answer is 404. Default: when
+    /// no file has a rule, one that takes everything to the only upstream.
     pub rules: Vec<RawRule>,
     /// How the process ends.
     pub shutdown: RawShutdown,
@@ -58,7 +55,6 @@ pub struct RawMain {
 #[schemars(extend("required" = ["rules"]))]
 pub struct RawRuleFile {
     /// What is done with requests; the first rule that matches wins. Required.
-    #[expect(dead_code, reason = "read one by one, with the defaults under each")]
     pub rules: Vec<RawRule>,
 }
 
@@ -69,8 +65,8 @@ pub struct RawRuleFile {
 pub struct RawListener {
     /// Its name in rules, metrics and logs: 1 to 63 letters, digits, `_`, `.` and `-`, unique. Required.
     pub name: Option<String>,
-    /// Its address and port, such as `127.0.0.1:8080` or `[::]:8080`; port 0 takes a free one. Required. `0.0.0.0` is open
-    /// to whoever can reach the machine.
+    /// Its address and port, such as `127.0.0.1:8080` or `[::]:8080`; port 0 takes a free one. Required. `0.0.0.0` is
+    /// open to whoever can reach the machine.
     pub bind: Option<String>,
     /// The hosts that it serves: names, `*.` for one label in front, `**.` for one or more; any other Host gets 421.
     /// Default: all, which leaves `same_origin` open to DNS rebinding.
@@ -89,8 +85,8 @@ pub struct RawListener {
 #[serde(deny_unknown_fields, default)]
 pub struct RawHead {
     /// From accept, or from the end of the previous response, to the end of the head. Default 10s, 100ms to 10m. Short
-    /// cuts off clients on bad links and idle keep-alive connections; long holds a socket for a client that sends a byte
-    /// at a time.
+    /// cuts off clients on bad links and idle keep-alive connections; long holds a socket for a client that sends a
+    /// byte at a time.
     pub timeout: Option<Span>,
     /// The most bytes of a head. Default 32KiB, 1KiB to 256KiB. Small refuses large cookies; large is memory that any
     /// client can take.
@@ -171,13 +167,14 @@ pub enum RawBalance {
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawShutdown {
-    /// From unready to the refusal of new handshakes: the time that load balancers take to notice. Default 0s, 0s to 1h.
+    /// From unready to the refusal of new handshakes: the time that load balancers take to notice. Default 0s, 0s to
+    /// 1h.
     pub delay: Option<Span>,
     /// How long sessions may take to end; the rest is cut. Default 25s, 0s to 24h. Together with `delay` it must be
     /// shorter than what the supervisor waits before SIGKILL (30 s in Kubernetes).
     pub drain: Option<Span>,
-    /// Over how long the Close frames are spread, never fewer than 50 a second. Default 15s, 0s to 24h. Short brings all
-    /// clients back at once.
+    /// Over how long the Close frames are spread, never fewer than 50 a second. Default 15s, 0s to 24h. Short brings
+    /// all clients back at once.
     pub spread: Option<Span>,
 }
 

@@ -20,11 +20,11 @@ pub struct RawRule {
     pub matching: RawMatch,
     /// The name of the upstream that the requests go to. Required.
     pub upstream: Option<String>,
-    /// Default `allow`: WebSocket upgrades and plain HTTP. `require`: anything but an upgrade gets 426. `deny`: upgrades
-    /// get 403.
+    /// Default `allow`: WebSocket upgrades and plain HTTP. `require`: anything but an upgrade gets 426. `deny`:
+    /// upgrades get 403.
     pub websocket: Option<RawWebSocket>,
-    /// Which pages may open a WebSocket; any other gets 403. Default `{ allow: [same_origin], missing: allow }`. Cannot be
-    /// switched off: `{ allow: any }` says it, and lets every page use its visitors' cookies here.
+    /// Which pages may open a WebSocket; any other gets 403. Default `{ allow: [same_origin], missing: allow }`. Cannot
+    /// be switched off: `{ allow: any }` says it, and lets every page use its visitors' cookies here.
     pub origin: RawOrigin,
     /// Handshakes.
     pub handshake: RawHandshake,
@@ -32,17 +32,17 @@ pub struct RawRule {
     pub connections: Option<OrOff<RawConnections>>,
     /// What a client's messages may be. Default: the defaults of its keys; `off` is no limit and no check of UTF-8.
     pub message: Option<OrOff<RawMessage>>,
-    /// Compression. Default and only value: `refuse`, so that no extension is negotiated and every frame can be checked.
-    #[expect(dead_code, reason = "the schema allows one value")]
+    /// Compression. Default and only value: `refuse`, so that no extension is negotiated and every frame can be
+    /// checked.
     pub compression: Option<RawCompression>,
     /// When a side is pinged and given up. Default: the defaults of its keys. `off` lets the hops in front close idle
     /// sessions and keeps dead ones for ever.
     pub keepalive: Option<OrOff<RawKeepalive>>,
-    /// How long a session may be without a data message or a peer's own ping or pong, either way. Default `off`, 100ms to
-    /// 30d. Below 1h it cuts sessions that are only quiet.
+    /// How long a session may be without a data message or a peer's own ping or pong, either way. Default `off`, 100ms
+    /// to 30d. Below 1h it cuts sessions that are only quiet.
     pub idle_timeout: Option<OrOff<Span>>,
-    /// When a client that takes no output is given up. Default: the defaults of its keys. `off` lets a client that never
-    /// reads hold its backend connection for ever.
+    /// When a client that takes no output is given up. Default: the defaults of its keys. `off` lets a client that
+    /// never reads hold its backend connection for ever.
     pub slow_client: Option<OrOff<RawSlowClient>>,
     /// How long the closing handshake may take. Default 5s, 100ms to 5m. Short cuts clients that are still sending.
     pub close_timeout: Option<Span>,
@@ -122,8 +122,8 @@ pub struct RawHandshake {
     /// Handshakes of one client address, IPv6 by its /64; over it 429. Default: the defaults of its keys, not enforced
     /// against loopback and private peers outside `trusted_proxies`; once written, always enforced. `off` is no limit.
     pub per_ip: Option<OrOff<RawHandshakeRate>>,
-    /// How long the upstream may take to answer a handshake; over it 504. Default 10s, 100ms to 10m. Short refuses clients
-    /// while a backend authenticates slowly.
+    /// How long the upstream may take to answer a handshake; over it 504. Default 10s, 100ms to 10m. Short refuses
+    /// clients while a backend authenticates slowly.
     pub upstream_timeout: Option<Span>,
 }
 
@@ -142,9 +142,9 @@ pub struct RawHandshakeRate {
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawConnections {
-    /// Of one client address, IPv6 by its /64; over it 429. Default 200, 1 to 10000000, not enforced against loopback and
-    /// private peers outside `trusted_proxies`; once written, always enforced. Low locks out an office behind one address;
-    /// `off` lets one client take all of `total`.
+    /// Of one client address, IPv6 by its /64; over it 429. Default 200, 1 to 10000000, not enforced against loopback
+    /// and private peers outside `trusted_proxies`; once written, always enforced. Low locks out an office behind one
+    /// address; `off` lets one client take all of `total`.
     pub per_ip: Option<OrOff<Count>>,
     /// Of the rule; over it 503. Default 20000, 1 to 10000000, or `off`.
     pub total: Option<OrOff<Count>>,
@@ -154,23 +154,24 @@ pub struct RawConnections {
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawMessage {
-    /// The largest message of a client over all its fragments; over it 1009. Default 1MiB, 1B to 1TiB, or `off`. Large or
-    /// off costs the backend that much memory for each client that asks.
+    /// The largest message of a client over all its fragments; over it 1009. Default 1MiB, 1B to 1024GiB, or `off`.
+    /// Large or off costs the backend that much memory for each client that asks.
     pub max_size: Option<OrOff<Size>>,
-    /// The most fragments of a client's message; over it 1008. Default 1024, 1 to 1000000, or `off`. Low refuses clients
-    /// that stream.
+    /// The most fragments of a client's message; over it 1008. Default 1024, 1 to 1000000, or `off`. Low refuses
+    /// clients that stream.
     pub max_fragments: Option<OrOff<Count>>,
     /// How fast a client's data messages may come; over it 1008. Default `off`.
     pub rate: Option<OrOff<RawMessageRate>>,
     /// How fast a client's pings and pongs may come; over it 1008. Default: the defaults of its keys, or `off`.
     pub control_rate: Option<OrOff<RawControlRate>>,
-    /// How long a client may send no byte of a message that it has begun; over it 1008. Default 60s, 100ms to 1h, or `off`.
-    /// Short cuts clients on bad links.
+    /// How long a client may send no byte of a message that it has begun; over it 1008. Default 60s, 100ms to 1h, or
+    /// `off`. Short cuts clients on bad links.
     pub stall_timeout: Option<OrOff<Span>>,
-    /// Whether text is checked to be UTF-8, both ways; 1007. Default `on`. `off` breaks RFC 6455 for the peer behind us.
+    /// Whether text is checked to be UTF-8, both ways; 1007. Default `on`. `off` breaks RFC 6455 for the peer behind
+    /// us.
     pub utf8: Option<RawSwitch>,
-    /// The largest message of a backend over all its fragments, in bytes on the wire; over it 1011. Default 16MiB, 1B to
-    /// 1TiB, or `off`.
+    /// The largest message of a backend over all its fragments, in bytes on the wire; over it 1011. Default 16MiB, 1B
+    /// to 1024GiB, or `off`.
     pub upstream_max_size: Option<OrOff<Size>>,
 }
 
@@ -183,7 +184,7 @@ pub struct RawMessageRate {
     /// Data messages at once. Default: twice the messages of a second, 1 to 1000000.
     pub burst: Option<Count>,
     /// Payload bytes on average; at once: those of a second, and never less than `max_size`. Default `off`, 1B/s to
-    /// 1TiB/s.
+    /// 1024GiB/s.
     pub bytes: Option<OrOff<ByteRate>>,
 }
 
@@ -239,9 +240,10 @@ pub enum RawSide {
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawSlowClient {
-    /// A client is slow when output was pending for so long without a pause. Default 30s, 1s to 1h. Short cuts phones in
-    /// tunnels; long lets attackers hold backend connections.
+    /// A client is slow when output was pending for so long without a pause. Default 30s, 1s to 1h. Short cuts phones
+    /// in tunnels; long lets attackers hold backend connections.
     pub timeout: Option<Span>,
-    /// And less than this was taken meanwhile. Default 1KiB/s, 1B/s to 1TiB/s. High cuts honest clients on bad links.
+    /// And less than this was taken meanwhile. Default 1KiB/s, 1B/s to 1024GiB/s. High cuts honest clients on bad
+    /// links.
     pub min_rate: Option<ByteRate>,
 }

@@ -42,7 +42,7 @@ const RATE_UNITS_SECONDS: [(&str, u64); 3] = [("h", 3600), ("m", 60), ("s", 1)];
 impl Rate {
     /// The rate a second, when that is a whole number.
     pub fn per_second(self) -> Option<u64> {
-        (self.count % self.seconds == 0).then_some(self.count / self.seconds)
+        self.count.is_multiple_of(self.seconds).then_some(self.count / self.seconds)
     }
 }
 

@@ -14,11 +14,14 @@ use super::key_path::KeyPath;
 /// The largest file, in bytes.
 pub const MAX_FILE_BYTES: usize = 1024 * 1024;
 
+/// The most values and keys of a file. Each costs memory for its path; 1,000 rules have about 20,000.
+const MAX_VALUES: usize = 50_000;
+
 /// The deepest nesting; a file without faults needs 6.
 const MAX_DEPTH: usize = 32;
 
 /// A file that was read.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Source {
     /// The file, as it was named.
     pub name: String,
@@ -109,6 +112,7 @@ struct Scan {
     lines: HashMap<KeyPath, usize>,
     open: Vec<Open>,
     documents: usize,
+    values: usize,
     duplicates: Vec<(KeyPath, usize)>,
     refused: Vec<(usize, String, &'static str)>,
 }
@@ -164,6 +168,10 @@ impl Scan {
     }
 
     fn on_node(&mut self, anchor: usize, tagged: bool, line: usize) {
+        self.values += 1;
+        if self.values > MAX_VALUES {
+            self.refuse(line, "too many values", "at most 50000 values and keys in a file");
+        }
         if anchor != 0 {
             self.refuse(line, "an anchor", "values written out: files have no anchors and aliases");
         }
@@ -280,6 +288,7 @@ mod tests {
             assert_eq!(fault.line, line, "{text:?}: {fault}");
         }
         assert_eq!(refused(&format!("a: {}", "[".repeat(40))).found, "values nested too deep");
+        assert_eq!(refused(&format!("a: [{}]", "1,".repeat(60_000))).found, "too many values");
         assert_eq!(refused(&" ".repeat(MAX_FILE_BYTES + 1)).allowed, "at most 1 MiB");
     }
 }

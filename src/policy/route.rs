@@ -77,7 +77,7 @@ impl Matcher {
     /// Compiles a `match`.
     ///
     /// # Errors
-    /// One fault each per host, path and header that cannot be read; keys are `hosts[1]`, `path_regex`, `headers.x-app`.
+    /// One fault per host, path and header that cannot be read; keys: `hosts[1]`, `path_regex`, `headers.x-app`.
     pub fn new(spec: MatchSpec) -> Result<Self, Vec<Fault>> {
         let mut faults = Vec::new();
         let hosts = parse_hosts("hosts", &spec.hosts, &mut faults);
@@ -211,19 +211,16 @@ impl HostPattern {
                            \"**.example.com\" (one or more), other alphabets as \"xn--\"";
             Fault::new("", format!("{text:?}"), allowed)
         };
-        let (name, wildcard): (_, Option<fn(String) -> Self>) = if let Some(name) = text.strip_prefix("**.") {
-            (name, Some(Self::AnyLabels))
-        } else if let Some(name) = text.strip_prefix("*.") {
-            (name, Some(Self::OneLabel))
-        } else {
-            (text, None)
-        };
+        let wildcard = ["**.", "*."].into_iter().find(|wildcard| text.starts_with(wildcard)).unwrap_or_default();
+        let name = &text[wildcard.len()..];
         let host = parse_host(name).ok_or_else(fault)?;
         let host = without_trailing_dot(&host).to_owned();
+        let is_address = host.starts_with('[') || host.parse::<Ipv4Addr>().is_ok();
         match wildcard {
-            None => Ok(Self::Exact(host)),
-            Some(_) if host.starts_with('[') || host.parse::<Ipv4Addr>().is_ok() => Err(fault()),
-            Some(pattern) => Ok(pattern(host)),
+            "" => Ok(Self::Exact(host)),
+            _ if is_address => Err(fault()),
+            "*." => Ok(Self::OneLabel(host)),
+            _ => Ok(Self::AnyLabels(host)),
         }
     }
 

@@ -1,0 +1,360 @@
+//! From what the user wrote to what the program uses: names resolved, values in range, defaults filled in.
+
+use std::collections::HashMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use http::HeaderName;
+use serde_json::Value;
+
+use super::build_rule::{self, Names, Place, merge};
+use super::fault::{ConfigFault, Warning};
+use super::key_path::KeyPath;
+use super::model::{Balance, Config, HeadLimits, Limits, Listener, Rule, Shutdown, Upstream};
+use super::ranges;
+use super::raw::{
+    OrOff, RawAddressList, RawAdmin, RawBalance, RawClientAddress, RawHead, RawListener, RawMain, RawShutdown,
+    RawUpstream,
+};
+use super::raw_rule::RawRule;
+use super::units::{Count, Size, Span};
+use super::warnings;
+use super::yaml::Source;
+use crate::policy::Fault;
+use crate::policy::client_address::{Source as AddressSource, TrustedProxies};
+use crate::policy::route::{parse_authority, parse_hosts};
+
+/// Where the admin endpoints are when the file says nothing.
+pub const DEFAULT_ADMIN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9901);
+
+const HEAD_TIMEOUT: Span = Span(Duration::from_secs(10));
+const HEAD_BYTES: Size = Size(32 << 10);
+const HEAD_HEADERS: Count = Count(100);
+const CONNECT_TIMEOUT: Span = Span(Duration::from_secs(5));
+const SHUTDOWN_DELAY: Span = Span(Duration::ZERO);
+const SHUTDOWN_DRAIN: Span = Span(Duration::from_secs(25));
+const SHUTDOWN_SPREAD: Span = Span(Duration::from_secs(15));
+
+/// The longest name of a listener, upstream or rule, in bytes; it is a label of every metric.
+const MAX_NAME_BYTES: usize = 63;
+
+/// A rule with the place that it is written in.
+type PlacedRule<'a> = (Rule, &'a Source, KeyPath);
+
+/// Makes a configuration of a main file and its rule files, whose shapes were checked.
+///
+/// With faults there is no configuration, or one that stands in for it.
+pub fn build(main: &Source, rule_files: &[Source], faults: &mut Vec<ConfigFault>) -> Option<(Config, Vec<Warning>)> {
+    let root = KeyPath::default();
+    let raw: RawMain = match serde_json::from_value(main.tree.clone()) {
+        Ok(raw) => raw,
+        Err(error) => {
+            faults.push(main.fault(&root, error.to_string(), ""));
+            return None;
+        }
+    };
+    let mut report = Report { source: main, faults };
+    let listeners = listeners(&raw.listeners, &mut report);
+    let upstreams = upstreams(&raw.upstreams, &mut report);
+    let admin = admin(raw.admin.as_ref(), &mut report);
+    let trusted_proxies = TrustedProxies::new(&raw.trusted_proxies);
+    let trusted_proxies = trusted_proxies.unwrap_or_else(|list| {
+        report.extend(&root.key("trusted_proxies"), list);
+        TrustedProxies::default()
+    });
+    let connections = raw.limits.connections;
+    report.extend(
+        &root.key("limits"),
+        connections.and_then(|value| ranges::count("connections", value.0, &ranges::CONNECTIONS)),
+    );
+    let shutdown = shutdown(&raw.shutdown, &mut report);
+    // A name that was pruned for a fault may be the one that a rule means.
+    let listener_names = all_names(raw.listeners.iter().map(|listener| listener.name.as_ref()));
+    let upstream_names = all_names(raw.upstreams.iter().map(|upstream| upstream.name.as_ref()));
+    let names = Names { listeners: listener_names.as_deref(), upstreams: upstream_names.as_deref() };
+    let placed = rules(main, rule_files, names, raw.rule_files.is_empty(), faults);
+    if !faults.is_empty() {
+        return None;
+    }
+    let limits = Limits { connections: connections.map(ranges::to_usize) };
+    let places: Vec<(&Source, KeyPath)> = placed.iter().map(|(_, source, path)| (*source, path.clone())).collect();
+    let rules = placed.into_iter().map(|(rule, ..)| rule).collect();
+    let config = Config { listeners, admin, trusted_proxies, limits, upstreams, rules, shutdown };
+    let warnings = warnings::all(&config, main, &places);
+    Some((config, warnings))
+}
+
+/// Checks a file of rules alone: all but the names of listeners and upstreams.
+pub fn check_rules(source: &Source, faults: &mut Vec<ConfigFault>) {
+    let nothing = Source::default();
+    let names = Names { listeners: None, upstreams: None };
+    rules(&nothing, std::slice::from_ref(source), names, false, faults);
+}
+
+/// Gathers faults of one file.
+struct Report<'a> {
+    source: &'a Source,
+    faults: &'a mut Vec<ConfigFault>,
+}
+
+impl Report<'_> {
+    fn extend(&mut self, base: &KeyPath, faults: impl IntoIterator<Item = Fault>) {
+        let source = self.source;
+        self.faults
+            .extend(faults.into_iter().map(|fault| source.fault(&base.join(&fault.key), fault.found, fault.allowed)));
+    }
+
+    /// Faults of a name, with the names so far.
+    fn name(&mut self, base: &KeyPath, name: Option<&String>, seen: &mut HashMap<String, usize>) -> String {
+        let Some(name) = name else { return String::new() };
+        let path = base.key("name");
+        self.extend(base, name_fault(name));
+        if let Some(line) = seen.insert(name.clone(), self.source.line(&path)) {
+            self.extend(base, Some(Fault::new("name", format!("{name:?}, which line {line} has"), "each name once")));
+        }
+        name.clone()
+    }
+}
+
+fn name_fault(name: &str) -> Option<Fault> {
+    let valid = (1..=MAX_NAME_BYTES).contains(&name.len())
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b));
+    let allowed = "1 to 63 letters, digits, \"_\", \".\" and \"-\"";
+    (!valid).then(|| Fault::new("name", format!("{name:?}"), allowed))
+}
+
+fn all_names<'a>(names: impl Iterator<Item = Option<&'a String>>) -> Option<Vec<String>> {
+    names.map(Option::<&String>::cloned).collect::<Option<Vec<String>>>().filter(|names| !names.is_empty())
+}
+
+fn listeners(raw: &[RawListener], report: &mut Report<'_>) -> Vec<Listener> {
+    let mut names = HashMap::new();
+    let mut binds = HashMap::new();
+    let mut listeners = Vec::with_capacity(raw.len());
+    for (index, raw) in raw.iter().enumerate() {
+        let base = KeyPath::default().key("listeners").index(index);
+        let name = report.name(&base, raw.name.as_ref(), &mut names);
+        let bind = raw.bind.as_deref().and_then(|text| address("bind", text, report, &base));
+        let bind = bind.unwrap_or(DEFAULT_ADMIN);
+        let line = report.source.line(&base.key("bind"));
+        if raw.bind.is_some()
+            && bind.port() != 0
+            && let Some(first) = binds.insert(bind, line)
+        {
+            let found = format!("\"{bind}\", which line {first} has");
+            report.extend(&base, Some(Fault::new("bind", found, "each address once")));
+        }
+        let mut faults = Vec::new();
+        let hosts = raw.hosts.as_ref().map(|hosts| parse_hosts("hosts", hosts, &mut faults));
+        report.extend(&base, faults);
+        let head = head(&raw.head, &base.key("head"), report);
+        let client_address = match &raw.client_address {
+            None | Some(RawClientAddress::List(RawAddressList::XForwardedFor)) => AddressSource::XForwardedFor,
+            Some(RawClientAddress::List(RawAddressList::Forwarded)) => AddressSource::Forwarded,
+            Some(RawClientAddress::Header(raw)) => HeaderName::try_from(&raw.header).map_or_else(
+                |_| {
+                    let allowed = "the name of a header, such as \"cf-connecting-ip\"";
+                    let fault = Fault::new("client_address.header", format!("{:?}", raw.header), allowed);
+                    report.extend(&base, Some(fault));
+                    AddressSource::XForwardedFor
+                },
+                AddressSource::Header,
+            ),
+        };
+        listeners.push(Listener { name, bind, hosts, head, client_address });
+    }
+    listeners
+}
+
+fn address(key: &str, text: &str, report: &mut Report<'_>, base: &KeyPath) -> Option<SocketAddr> {
+    let address = text.parse().ok();
+    if address.is_none() {
+        let allowed = "an IP address and port, such as \"127.0.0.1:8080\", \"0.0.0.0:8080\" or \"[::1]:8080\"";
+        report.extend(base, Some(Fault::new(key, format!("{text:?}"), allowed)));
+    }
+    address
+}
+
+fn head(raw: &RawHead, base: &KeyPath, report: &mut Report<'_>) -> HeadLimits {
+    let timeout = raw.timeout.unwrap_or(HEAD_TIMEOUT).0;
+    let max_bytes = raw.max_bytes.unwrap_or(HEAD_BYTES).0;
+    let max_headers = raw.max_headers.unwrap_or(HEAD_HEADERS);
+    let faults = [
+        ranges::span("timeout", timeout, &ranges::HEAD_TIMEOUT),
+        ranges::size("max_bytes", max_bytes, &ranges::HEAD_BYTES),
+        ranges::count("max_headers", max_headers.0, &ranges::HEAD_HEADERS),
+    ];
+    report.extend(base, faults.into_iter().flatten());
+    HeadLimits { timeout, max_bytes: ranges::to_usize(Count(max_bytes)), max_headers: ranges::to_usize(max_headers) }
+}
+
+/// The limits of a head when nothing is written.
+pub fn default_head() -> HeadLimits {
+    let (max_bytes, max_headers) = (ranges::to_usize(Count(HEAD_BYTES.0)), ranges::to_usize(HEAD_HEADERS));
+    HeadLimits { timeout: HEAD_TIMEOUT.0, max_bytes, max_headers }
+}
+
+fn upstreams(raw: &[RawUpstream], report: &mut Report<'_>) -> Vec<Upstream> {
+    let mut names = HashMap::new();
+    let mut upstreams = Vec::with_capacity(raw.len());
+    for (index, raw) in raw.iter().enumerate() {
+        let base = KeyPath::default().key("upstreams").index(index);
+        let name = report.name(&base, raw.name.as_ref(), &mut names);
+        for (at, endpoint) in raw.endpoints.iter().enumerate() {
+            let key = format!("endpoints[{at}]");
+            report.extend(&base, check_endpoint(endpoint).err().map(|fault| Fault { key: key.clone(), ..fault }));
+            if raw.endpoints[..at].contains(endpoint) {
+                report.extend(&base, Some(Fault::new(key, format!("{endpoint:?} again"), "each endpoint once")));
+            }
+        }
+        let connect_timeout = raw.connect_timeout.unwrap_or(CONNECT_TIMEOUT).0;
+        report.extend(&base, ranges::span("connect_timeout", connect_timeout, &ranges::CONNECT_TIMEOUT));
+        let balance = match raw.balance {
+            None | Some(RawBalance::LeastConnections) => Balance::LeastConnections,
+            Some(RawBalance::RoundRobin) => Balance::RoundRobin,
+        };
+        upstreams.push(Upstream { name, endpoints: raw.endpoints.clone(), balance, connect_timeout });
+    }
+    upstreams
+}
+
+/// An upstream with defaults.
+pub fn default_upstream(endpoint: &str) -> Upstream {
+    Upstream {
+        name: "default".to_owned(),
+        endpoints: vec![endpoint.to_owned()],
+        balance: Balance::LeastConnections,
+        connect_timeout: CONNECT_TIMEOUT.0,
+    }
+}
+
+/// Whether text names an endpoint: `host:port`, `[IPv6]:port`.
+///
+/// # Errors
+/// A scheme, a path, no port, port 0.
+pub fn check_endpoint(text: &str) -> Result<(), Fault> {
+    match parse_authority(text) {
+        Ok(authority) if authority.port.is_some() => Ok(()),
+        _ => {
+            let allowed =
+                "host and port without a scheme, such as \"127.0.0.1:9001\", \"chat.internal:80\" or \"[::1]:9001\"";
+            Err(Fault::new("", format!("{text:?}"), allowed))
+        }
+    }
+}
+
+fn admin(raw: Option<&OrOff<RawAdmin>>, report: &mut Report<'_>) -> Option<SocketAddr> {
+    let Some(raw) = raw else { return Some(DEFAULT_ADMIN) };
+    let base = KeyPath::default().key("admin");
+    let Some(text) = raw.on()?.bind.as_deref() else { return Some(DEFAULT_ADMIN) };
+    let bind = address("bind", text, report, &base)?;
+    if !bind.ip().is_loopback() {
+        let allowed = "a loopback address: beyond it writes need a token, which is not in this version";
+        report.extend(&base, Some(Fault::new("bind", format!("{text:?}"), allowed)));
+    }
+    Some(bind)
+}
+
+fn shutdown(raw: &RawShutdown, report: &mut Report<'_>) -> Shutdown {
+    let shutdown = Shutdown {
+        delay: raw.delay.unwrap_or(SHUTDOWN_DELAY).0,
+        drain: raw.drain.unwrap_or(SHUTDOWN_DRAIN).0,
+        spread: raw.spread.unwrap_or(SHUTDOWN_SPREAD).0,
+    };
+    let faults = [
+        ranges::span("delay", shutdown.delay, &ranges::SHUTDOWN_DELAY),
+        ranges::span("drain", shutdown.drain, &ranges::SHUTDOWN_DRAIN),
+        ranges::span("spread", shutdown.spread, &ranges::SHUTDOWN_DRAIN),
+    ];
+    report.extend(&KeyPath::default().key("shutdown"), faults.into_iter().flatten());
+    shutdown
+}
+
+/// How the process ends when nothing is written.
+pub fn default_shutdown() -> Shutdown {
+    Shutdown { delay: SHUTDOWN_DELAY.0, drain: SHUTDOWN_DRAIN.0, spread: SHUTDOWN_SPREAD.0 }
+}
+
+/// The rules of all files in their order; the one rule of a configuration without any.
+fn rules<'a>(
+    main: &'a Source,
+    rule_files: &'a [Source],
+    names: Names<'_>,
+    is_alone: bool,
+    faults: &mut Vec<ConfigFault>,
+) -> Vec<PlacedRule<'a>> {
+    let nothing = Value::Object(serde_json::Map::new());
+    let defaults_path = KeyPath::default().key("defaults");
+    let defaults = main.tree.get("defaults").unwrap_or(&nothing);
+    // On their own too, for leaves that every rule overrides.
+    build_one(main, &defaults_path, main, defaults, names, faults);
+    let mut placed = Vec::new();
+    let mut seen: HashMap<String, String> = HashMap::new();
+    for source in std::iter::once(main).chain(rule_files) {
+        let list = source.tree.get("rules").and_then(Value::as_array);
+        for (index, rule) in list.into_iter().flatten().enumerate() {
+            let path = KeyPath::default().key("rules").index(index);
+            if let Some(name) = rule.get("name").and_then(Value::as_str) {
+                let mut report = Report { source, faults };
+                report.extend(&path, rule_name_fault(name));
+                let place = format!("{}:{}", source.name, source.line(&path.key("name")));
+                if let Some(first) = seen.insert(name.to_owned(), place) {
+                    let found = format!("{name:?}, which {first} has");
+                    report.extend(&path, Some(Fault::new("name", found, "each name once over all files")));
+                }
+            }
+            let rule = build_one(source, &path, main, &merge(defaults, rule), names, faults);
+            placed.extend(rule.map(|rule| (rule, source, path)));
+        }
+    }
+    let has_pruned = main.has(&KeyPath::default().key("rules")) && main.tree.get("rules").is_none();
+    if placed.is_empty() && is_alone && rule_files.is_empty() && !has_pruned {
+        placed.extend(only_rule(main, defaults, names, faults));
+    }
+    placed
+}
+
+fn rule_name_fault(name: &str) -> Option<Fault> {
+    // Metrics say `none` where no rule is known.
+    let reserved = || Fault::new("name", format!("{name:?}"), "a name other than \"none\"");
+    name_fault(name).or_else(|| (name == "none").then(reserved))
+}
+
+/// The rule of a configuration without rules: everything to the only upstream.
+fn only_rule<'a>(
+    main: &'a Source,
+    defaults: &Value,
+    names: Names<'_>,
+    faults: &mut Vec<ConfigFault>,
+) -> Option<PlacedRule<'a>> {
+    let root = KeyPath::default();
+    if let Some(upstreams) = names.upstreams
+        && upstreams.len() > 1
+    {
+        let found = format!("no rules, and {} upstreams", upstreams.len());
+        let allowed = "rules that say what goes where, or one upstream";
+        faults.push(main.fault(&root.key("upstreams"), found, allowed));
+        return None;
+    }
+    let path = root.key("rules").index(0);
+    let mut rule = build_one(main, &path, main, defaults, names, faults)?;
+    rule.name = "default".to_owned();
+    Some((rule, main, path))
+}
+
+fn build_one(
+    source: &Source,
+    path: &KeyPath,
+    main: &Source,
+    merged: &Value,
+    names: Names<'_>,
+    faults: &mut Vec<ConfigFault>,
+) -> Option<Rule> {
+    match serde_json::from_value::<RawRule>(merged.clone()) {
+        Ok(raw) => build_rule::build(raw, &Place { source, path, main }, names, faults),
+        Err(error) => {
+            faults.push(source.fault(path, error.to_string(), ""));
+            None
+        }
+    }
+}

@@ -1,0 +1,342 @@
+//! A rule, from what the user wrote over `defaults` over our own defaults.
+
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::fault::ConfigFault;
+use super::key_path::{KeyPath, shown};
+use super::model::{PerIp, Rule, WebSocketMode};
+use super::ranges;
+use super::raw::OrOff;
+use super::raw_rule::{
+    RawAllow, RawConnections, RawControlRate, RawHandshakeRate, RawKeepalive, RawMatch, RawMessage, RawMessageRate,
+    RawMissing, RawOrigin, RawRule, RawSide, RawSlowClient, RawSwitch, RawWebSocket,
+};
+use super::shape::likely;
+use super::units::{ByteRate, Count, Rate, Size, Span};
+use super::yaml::Source;
+use crate::policy::origin::{Allow, OriginPolicy};
+use crate::policy::route::{MatchSpec, Matcher, PathSpec};
+use crate::policy::{Fault, keepalive, message, slow_client};
+
+const HANDSHAKE_RATE: Rate = Rate { count: 10, seconds: 1 };
+const HANDSHAKE_BURST: Count = Count(20);
+const UPSTREAM_TIMEOUT: Span = Span(Duration::from_secs(10));
+const CONNECTIONS_PER_IP: Count = Count(200);
+const CONNECTIONS_TOTAL: Count = Count(20_000);
+const MAX_SIZE: Size = Size(1 << 20);
+const MAX_FRAGMENTS: Count = Count(1024);
+const CONTROL_RATE: Rate = Rate { count: 20, seconds: 1 };
+const CONTROL_BURST: Count = Count(100);
+const STALL_TIMEOUT: Span = Span(Duration::from_secs(60));
+const UPSTREAM_MAX_SIZE: Size = Size(16 << 20);
+const KEEPALIVE_INTERVAL: Span = Span(Duration::from_secs(25));
+const KEEPALIVE_TIMEOUT: Span = Span(Duration::from_secs(30));
+const SLOW_CLIENT_TIMEOUT: Span = Span(Duration::from_secs(30));
+const SLOW_CLIENT_RATE: ByteRate = ByteRate(1024);
+const CLOSE_TIMEOUT: Span = Span(Duration::from_secs(5));
+
+/// The names that a rule may use; `None` when they are not known, as for a file of rules alone.
+#[derive(Clone, Copy, Debug)]
+pub struct Names<'a> {
+    /// Of listeners.
+    pub listeners: Option<&'a [String]>,
+    /// Of upstreams.
+    pub upstreams: Option<&'a [String]>,
+}
+
+/// Where a rule is written.
+#[derive(Clone, Copy, Debug)]
+pub struct Place<'a> {
+    /// The file with the rule.
+    pub source: &'a Source,
+    /// The rule in that file.
+    pub path: &'a KeyPath,
+    /// The file with `defaults`.
+    pub main: &'a Source,
+}
+
+impl<'a> Place<'a> {
+    /// The file and path that a key's value comes from: the rule's, or that of `defaults`.
+    pub fn locate(&self, key: &str) -> (&'a Source, KeyPath) {
+        let path = self.path.join(key);
+        let default = KeyPath::default().key("defaults").join(key);
+        // `message: off` in a rule takes the place of all that `defaults` has below `message`.
+        let first = self.path.key(key.split('.').next().unwrap_or_default());
+        let is_whole = first.value(&self.source.tree).is_some_and(|value| !value.is_object());
+        let is_default = !is_whole && !self.source.has(&path) && self.main.has(&default);
+        if is_default { (self.main, default) } else { (self.source, path) }
+    }
+
+    /// Whether the rule or `defaults` names a key.
+    fn is_written(&self, key: &str) -> bool {
+        let (source, path) = self.locate(key);
+        source.has(&path)
+    }
+
+    /// A policy's fault as one of the file, with the value as it is written there.
+    fn fault(&self, policy: &str, fault: Fault) -> ConfigFault {
+        let key = if policy.is_empty() { fault.key } else { format!("{policy}.{}", fault.key) };
+        let (source, path) = self.locate(&key);
+        let found = path.value(&source.tree).map_or(fault.found, shown);
+        source.fault(&path, found, fault.allowed)
+    }
+}
+
+/// What `defaults` has under what the rule has, leaf by leaf; lists whole.
+pub fn merge(defaults: &Value, rule: &Value) -> Value {
+    match (defaults, rule) {
+        (Value::Object(defaults), Value::Object(rule)) => {
+            let mut merged = defaults.clone();
+            for (key, value) in rule {
+                let value = defaults.get(key).map_or_else(|| value.clone(), |default| merge(default, value));
+                merged.insert(key.clone(), value);
+            }
+            Value::Object(merged)
+        }
+        (_, rule) => rule.clone(),
+    }
+}
+
+/// Makes a rule. With faults there is none, or one that stands in for it.
+pub fn build(raw: RawRule, place: &Place<'_>, names: Names<'_>, faults: &mut Vec<ConfigFault>) -> Option<Rule> {
+    let mut found = Found::new();
+    let upstream = upstream_index(raw.upstream.as_deref(), names.upstreams, &mut found);
+    let matcher = matcher(raw.matching, names.listeners, &mut found);
+    let origin = origin(raw.origin, &mut found);
+    let handshake = handshake_rate(raw.handshake.per_ip, &mut found);
+    let (per_ip, connections_total) = connections(raw.connections, &mut found);
+    let upstream_timeout = raw.handshake.upstream_timeout.unwrap_or(UPSTREAM_TIMEOUT).0;
+    let idle_timeout = raw.idle_timeout.and_then(|value| value.on().copied()).map(|span| span.0);
+    let close_timeout = raw.close_timeout.unwrap_or(CLOSE_TIMEOUT).0;
+    let spans = [
+        ranges::span("handshake.upstream_timeout", upstream_timeout, &ranges::UPSTREAM_TIMEOUT),
+        idle_timeout.and_then(|value| ranges::span("idle_timeout", value, &ranges::IDLE_TIMEOUT)),
+        ranges::span("close_timeout", close_timeout, &ranges::CLOSE_TIMEOUT),
+    ];
+    found.extend(spans.into_iter().flatten().map(|fault| ("", fault)));
+    let message = message(raw.message, &mut found);
+    let keepalive = whole(raw.keepalive).map(|raw| keepalive(&raw, &mut found));
+    let slow_client = whole(raw.slow_client).map(|raw| slow_client(&raw, &mut found));
+    faults.extend(found.into_iter().map(|(policy, fault)| {
+        let fault = place.fault(policy, fault);
+        ConfigFault { hint: unknown_name_hint(&fault, names), ..fault }
+    }));
+    let handshake_written = place.is_written("handshake.per_ip");
+    let connections_written = place.is_written("connections.per_ip");
+    Some(Rule {
+        name: raw.name.unwrap_or_default(),
+        matcher: matcher?,
+        upstream,
+        websocket: match raw.websocket {
+            None | Some(RawWebSocket::Allow) => WebSocketMode::Allow,
+            Some(RawWebSocket::Require) => WebSocketMode::Require,
+            Some(RawWebSocket::Deny) => WebSocketMode::Deny,
+        },
+        origin: origin?,
+        handshake_per_ip: handshake.map(|limit| PerIp { limit, written: handshake_written }),
+        upstream_timeout,
+        connections_per_ip: per_ip.map(|limit| PerIp { limit, written: connections_written }),
+        connections_total,
+        message,
+        keepalive,
+        idle_timeout,
+        slow_client,
+        close_timeout,
+    })
+}
+
+/// Faults with the policy that each is of; the name of none is empty.
+type Found = Vec<(&'static str, Fault)>;
+
+/// A policy as a whole: `None` when it is off, its defaults when it is not written.
+fn whole<T: Default>(value: Option<OrOff<T>>) -> Option<T> {
+    match value {
+        None => Some(T::default()),
+        Some(OrOff::Off(_)) => None,
+        Some(OrOff::On(value)) => Some(value),
+    }
+}
+
+/// A leaf that can be off.
+fn or_default<T: Copy>(value: Option<OrOff<T>>, default: T) -> Option<T> {
+    value.map_or(Some(default), |value| value.on().copied())
+}
+
+fn upstream_index(name: Option<&str>, known: Option<&[String]>, found: &mut Found) -> usize {
+    let (Some(name), Some(known)) = (name, known) else { return 0 };
+    known.iter().position(|upstream| upstream == name).unwrap_or_else(|| {
+        found.push(("", Fault::new("upstream", format!("{name:?}"), format!("an upstream: {}", known.join(", ")))));
+        0
+    })
+}
+
+fn unknown_name_hint(fault: &ConfigFault, names: Names<'_>) -> Option<String> {
+    let known = if fault.path.ends_with(".upstream") {
+        names.upstreams
+    } else if fault.path.contains(".match.listeners") {
+        names.listeners
+    } else {
+        None
+    };
+    likely(fault.found.trim_matches('"'), known?).map(|likely| format!("did you mean `{likely}`?"))
+}
+
+fn matcher(raw: RawMatch, known: Option<&[String]>, found: &mut Found) -> Option<Matcher> {
+    let listeners = raw.listeners.unwrap_or_default();
+    for (index, name) in listeners.iter().enumerate() {
+        if known.is_some_and(|known| !known.contains(name)) {
+            let allowed = format!("a listener: {}", known.unwrap_or_default().join(", "));
+            found.push(("match", Fault::new(format!("listeners[{index}]"), format!("{name:?}"), allowed)));
+        }
+    }
+    let paths = [
+        raw.path.map(|path| ("path", PathSpec::Exact(path))),
+        raw.path_prefix.map(|path| ("path_prefix", PathSpec::Prefix(path))),
+        raw.path_regex.map(|path| ("path_regex", PathSpec::Regex(path))),
+    ];
+    let mut paths = paths.into_iter().flatten();
+    let path = paths.next().map(|(_, path)| path);
+    for (key, path) in paths {
+        let text = match &path {
+            PathSpec::Exact(text) | PathSpec::Prefix(text) | PathSpec::Regex(text) => text,
+        };
+        found.push(("match", Fault::new(key, format!("{text:?}"), "only one of path, path_prefix and path_regex")));
+        let alone = Matcher::new(MatchSpec { path: Some(path), ..MatchSpec::default() });
+        found.extend(alone.err().into_iter().flatten().map(|fault| ("match", fault)));
+    }
+    let hosts = raw.hosts.unwrap_or_default();
+    let matcher = Matcher::new(MatchSpec { listeners, hosts, path, headers: raw.headers.into_iter().collect() });
+    matcher.map_err(|faults| found.extend(faults.into_iter().map(|fault| ("match", fault)))).ok()
+}
+
+fn origin(raw: RawOrigin, found: &mut Found) -> Option<OriginPolicy> {
+    let allow = match raw.allow {
+        None => Allow::List(vec!["same_origin".to_owned()]),
+        Some(RawAllow::Any(_)) => Allow::Any,
+        Some(RawAllow::List(list)) => Allow::List(list),
+    };
+    let policy = OriginPolicy::new(allow, raw.missing != Some(RawMissing::Deny));
+    policy.map_err(|faults| found.extend(faults.into_iter().map(|fault| ("origin", fault)))).ok()
+}
+
+/// The limits per address and in total.
+fn connections(raw: Option<OrOff<RawConnections>>, found: &mut Found) -> (Option<usize>, Option<usize>) {
+    let Some(raw) = whole(raw) else { return (None, None) };
+    let per_ip = or_default(raw.per_ip, CONNECTIONS_PER_IP);
+    let total = or_default(raw.total, CONNECTIONS_TOTAL);
+    for (key, value) in [("per_ip", per_ip), ("total", total)] {
+        let fault = value.and_then(|value| ranges::count(key, value.0, &ranges::CONNECTIONS));
+        found.extend(fault.map(|fault| ("connections", fault)));
+    }
+    (per_ip.map(ranges::to_usize), total.map(ranges::to_usize))
+}
+
+fn handshake_rate(raw: Option<OrOff<RawHandshakeRate>>, found: &mut Found) -> Option<message::Rate> {
+    let raw = whole(raw)?;
+    let policy = "handshake.per_ip";
+    let keys = ["rate", "burst"];
+    let limit = limit(policy, keys, raw.rate.unwrap_or(HANDSHAKE_RATE), raw.burst.unwrap_or(HANDSHAKE_BURST), found)?;
+    found.extend(ranges::rate("rate", "burst", limit).into_iter().map(|fault| (policy, fault)));
+    Some(limit)
+}
+
+/// A rate with its burst. Ranges are looked at only when there is none.
+fn limit(
+    policy: &'static str,
+    [rate_key, burst_key]: [&str; 2],
+    rate: Rate,
+    burst: Count,
+    found: &mut Found,
+) -> Option<message::Rate> {
+    match ranges::per_second(rate_key, rate) {
+        Ok(per_second) => Some(message::Rate { per_second, burst: burst.0 }),
+        Err(fault) => {
+            found.push((policy, fault));
+            found.extend(ranges::burst(burst_key, burst.0).map(|fault| (policy, fault)));
+            None
+        }
+    }
+}
+
+fn message(raw: Option<OrOff<RawMessage>>, found: &mut Found) -> message::Settings {
+    let Some(raw) = whole(raw) else {
+        return message::Settings {
+            max_size_bytes: None,
+            max_fragments: None,
+            messages: None,
+            bytes: None,
+            control: None,
+            stall_timeout: None,
+            utf8: false,
+            upstream_max_size_bytes: None,
+        };
+    };
+    let max_size_bytes = or_default(raw.max_size, MAX_SIZE).map(|size| size.0);
+    let rate = raw.rate.and_then(|rate| match rate {
+        OrOff::Off(_) => None,
+        OrOff::On(rate) => Some(rate),
+    });
+    let rate = rate.unwrap_or_default();
+    let bytes = rate.bytes.and_then(|bytes| bytes.on().copied()).map(|bytes| message::Rate {
+        per_second: bytes.0,
+        // One message of the largest size must pass, however low the rate.
+        burst: bytes.0.max(max_size_bytes.unwrap_or_default()),
+    });
+    let settings = message::Settings {
+        max_size_bytes,
+        max_fragments: or_default(raw.max_fragments, MAX_FRAGMENTS)
+            .map(|count| u32::try_from(count.0).unwrap_or(u32::MAX)),
+        messages: message_rate(&rate, found),
+        bytes,
+        control: control_rate(raw.control_rate, found),
+        stall_timeout: or_default(raw.stall_timeout, STALL_TIMEOUT).map(|span| span.0),
+        utf8: raw.utf8 != Some(RawSwitch::Off),
+        upstream_max_size_bytes: or_default(raw.upstream_max_size, UPSTREAM_MAX_SIZE).map(|size| size.0),
+    };
+    found.extend(ranges::message(&settings).into_iter().map(|fault| ("message", fault)));
+    settings
+}
+
+fn message_rate(raw: &RawMessageRate, found: &mut Found) -> Option<message::Rate> {
+    match (raw.messages.and_then(|messages| messages.on().copied()), raw.burst) {
+        (None, None) => None,
+        (None, Some(burst)) => {
+            let fault = Fault::new("rate.burst", burst.to_string(), "a burst beside a rate: `messages: 100/s`");
+            found.push(("message", fault));
+            None
+        }
+        (Some(rate), burst) => {
+            let twice = Count(rate.per_second().unwrap_or_default().saturating_mul(2).max(1));
+            limit("message", ["rate.messages", "rate.burst"], rate, burst.unwrap_or(twice), found)
+        }
+    }
+}
+
+fn control_rate(raw: Option<OrOff<RawControlRate>>, found: &mut Found) -> Option<message::Rate> {
+    let raw = whole(raw)?;
+    let (rate, burst) = (raw.frames.unwrap_or(CONTROL_RATE), raw.burst.unwrap_or(CONTROL_BURST));
+    limit("message", ["control_rate.frames", "control_rate.burst"], rate, burst, found)
+}
+
+fn keepalive(raw: &RawKeepalive, found: &mut Found) -> keepalive::Settings {
+    let pings = |side| raw.sides.as_ref().is_none_or(|sides| sides.contains(&side));
+    let settings = keepalive::Settings {
+        interval: raw.interval.unwrap_or(KEEPALIVE_INTERVAL).0,
+        timeout: raw.timeout.unwrap_or(KEEPALIVE_TIMEOUT).0,
+        client: pings(RawSide::Client),
+        upstream: pings(RawSide::Upstream),
+    };
+    found.extend(ranges::keepalive(&settings).into_iter().map(|fault| ("keepalive", fault)));
+    settings
+}
+
+fn slow_client(raw: &RawSlowClient, found: &mut Found) -> slow_client::Settings {
+    let settings = slow_client::Settings {
+        timeout: raw.timeout.unwrap_or(SLOW_CLIENT_TIMEOUT).0,
+        min_rate_bytes: raw.min_rate.unwrap_or(SLOW_CLIENT_RATE).0,
+    };
+    found.extend(ranges::slow_client(&settings).into_iter().map(|fault| ("slow_client", fault)));
+    settings
+}
