@@ -1,1 +1,168 @@
-//! Placeholder: filled in the next commits.
+//! A configuration brought to life: listeners, the admin endpoint, and their end in good order.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+use crate::admin::{self, AdminState, Readiness};
+use crate::config::{Config, Shutdown};
+use crate::edge::gateway::{Gateway, ListenerState};
+use crate::edge::listener;
+use crate::edge::plain::PlainProxy;
+use crate::edge::service::Service;
+use crate::events::Event;
+use crate::metrics::Metrics;
+use crate::tunnel::sys;
+
+/// How often clients that used nothing of their limits for a while are forgotten.
+const SWEEP_EVERY: Duration = Duration::from_secs(10);
+
+/// How often a drain looks whether the last session is gone.
+const DRAIN_POLL: Duration = Duration::from_millis(20);
+
+/// How long sessions that were cut may take to write their log lines.
+const CUT_GRACE: Duration = Duration::from_secs(1);
+
+/// Without a limit that could be read the process is taken to have the usual one.
+const USUAL_DESCRIPTOR_LIMIT: u64 = 1024;
+
+/// A gateway that runs.
+pub struct App {
+    /// The listeners' names and addresses.
+    pub listeners: Vec<(String, SocketAddr)>,
+    /// Where the admin endpoint is.
+    pub admin: Option<SocketAddr>,
+    service: Arc<Service>,
+    readiness: Arc<Readiness>,
+    shutdown: Shutdown,
+    stop: watch::Sender<bool>,
+}
+
+/// What to do when the admin address is taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AdminFallback {
+    /// Fail.
+    Fail,
+    /// Take a free port.
+    FreePort,
+}
+
+impl App {
+    /// Binds everything, and then serves. Nothing is served before all is bound.
+    ///
+    /// # Errors
+    /// An address that cannot be bound, with its name.
+    pub async fn start(config: Config, fallback: AdminFallback) -> io::Result<Self> {
+        let descriptors = sys::raise_descriptor_limit().unwrap_or(USUAL_DESCRIPTOR_LIMIT);
+        let metrics = Metrics::new();
+        let gateway = Arc::new(Gateway::new(&config, &metrics, descriptors));
+        let (stop, stopped) = watch::channel(false);
+        let readiness = Arc::new(Readiness::default());
+        readiness.set_upstreams(gateway.upstreams.clone());
+        let service = Arc::new(Service { gateway: gateway.clone(), plain: PlainProxy::new(stopped.clone()) });
+
+        let mut bound = Vec::new();
+        for config in config.listeners {
+            let listener = listener::bind(config.bind).map_err(named(&config.name, config.bind))?;
+            let state = ListenerState { name: config.name.as_str().into(), config };
+            bound.push((listener, Arc::new(state)));
+        }
+        let admin = match config.admin {
+            Some(address) => Some(bind_admin(address, fallback).map_err(named("admin", address))?),
+            None => None,
+        };
+
+        let mut listeners = Vec::new();
+        for (listener, state) in bound {
+            let address = listener.local_addr()?;
+            announce(&state.name, address);
+            listeners.push((state.config.name.clone(), address));
+            tokio::spawn(listener::accept(listener, state, service.clone(), stopped.clone()));
+        }
+        let admin = match admin {
+            Some(listener) => {
+                let address = listener.local_addr()?;
+                announce("admin", address);
+                let state = AdminState { metrics: metrics.clone(), readiness: readiness.clone() };
+                tokio::spawn(admin::serve(listener, Arc::new(state), stopped.clone()));
+                Some(address)
+            }
+            None => None,
+        };
+        Event::new("started")
+            .field("version", env!("CARGO_PKG_VERSION"))
+            .field("descriptor_limit", descriptors)
+            .field("session_limit", gateway.session_limit())
+            .emit();
+        readiness.set_started();
+        tokio::spawn(sweep(gateway, stopped));
+        Ok(Self { listeners, admin, service, readiness, shutdown: config.shutdown, stop })
+    }
+
+    /// Ends in good order: unready first, after `delay` nothing new, then sessions close one after the other, and what
+    /// is still there after `drain` is cut. Returns as soon as nothing is left.
+    pub async fn drain(self) {
+        let gateway = &self.service.gateway;
+        Event::new("draining").field("sessions", gateway.registry.len()).emit();
+        self.readiness.set_draining();
+        tokio::time::sleep(self.shutdown.delay).await;
+        gateway.refuse_all();
+        let all_gone = async {
+            gateway.registry.drain(self.shutdown.spread).await;
+            while !self.is_idle() {
+                tokio::time::sleep(DRAIN_POLL).await;
+            }
+        };
+        if tokio::time::timeout(self.shutdown.drain, all_gone).await.is_err() {
+            self.cut().await;
+        }
+        self.stop.send_replace(true);
+        Event::new("stopped").emit();
+    }
+
+    /// Ends at once.
+    pub async fn cut(&self) {
+        let gateway = &self.service.gateway;
+        Event::new("cutting").field("sessions", gateway.registry.len()).emit();
+        gateway.refuse_all();
+        gateway.registry.cut();
+        let by = Instant::now() + CUT_GRACE;
+        while !gateway.registry.is_empty() && Instant::now() < by {
+            tokio::time::sleep(DRAIN_POLL).await;
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        self.service.gateway.registry.is_empty() && self.service.plain.in_flight() == 0
+    }
+}
+
+fn announce(name: &str, address: SocketAddr) {
+    Event::new("listening").field("listener", name).field("address", address).emit();
+}
+
+fn bind_admin(address: SocketAddr, fallback: AdminFallback) -> io::Result<TcpListener> {
+    match listener::bind(address) {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse && fallback == AdminFallback::FreePort => {
+            listener::bind((Ipv4Addr::LOCALHOST, 0).into())
+        }
+        bound => bound,
+    }
+}
+
+fn named(name: &str, address: SocketAddr) -> impl FnOnce(io::Error) -> io::Error {
+    move |error| io::Error::new(error.kind(), format!("cannot listen on {address} ({name}): {error}"))
+}
+
+async fn sweep(gateway: Arc<Gateway>, mut stopped: watch::Receiver<bool>) {
+    loop {
+        tokio::select! {
+            _ = stopped.wait_for(|stopped| *stopped) => return,
+            () = tokio::time::sleep(SWEEP_EVERY) => gateway.sweep(Instant::now()),
+        }
+    }
+}

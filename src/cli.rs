@@ -1,8 +1,236 @@
-//! The command line.
+//! The command line: what each command needs, and what its exit code says.
+//!
+//! 0: done. 1: it failed while it ran. 2: a faulty configuration or usage.
 
+use std::future::Future;
+use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand, ValueEnum};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::app::{AdminFallback, App};
+use crate::config::{self, AdminBind, Config};
+use crate::events;
+use crate::tools::demo;
+
+const FAILED: u8 = 1;
+const FAULTY: u8 = 2;
+
+/// A WebSocket gateway: a reverse proxy that stands in front of any WebSocket backend and enforces its rules.
+#[derive(Debug, Parser)]
+#[command(name = "sluicegate", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// How log lines look on standard error.
+    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Json)]
+    log_format: LogFormat,
+    /// Log debug events too, such as the round trip of each ping.
+    #[arg(long, global = true)]
+    debug: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum LogFormat {
+    /// One JSON object a line.
+    Json,
+    /// For people.
+    Text,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the gateway. SIGTERM and SIGINT drain it; a second one ends it at once.
+    #[command(override_usage = "sluicegate run -c FILE\n       sluicegate run --listen ADDR --to http://HOST:PORT")]
+    Run {
+        /// The configuration file.
+        #[arg(short, long, value_name = "FILE", conflicts_with_all = ["listen", "to", "admin"], required_unless_present = "listen")]
+        config: Option<PathBuf>,
+        /// Without a file: where to listen, such as 127.0.0.1:8080.
+        #[arg(long, value_name = "ADDR", requires = "to")]
+        listen: Option<SocketAddr>,
+        /// Without a file: the backend, such as http://127.0.0.1:3000.
+        #[arg(long, value_name = "URL", requires = "listen", value_parser = parse_backend)]
+        to: Option<String>,
+        /// Without a file: where to serve health and metrics, a loopback address or `off`. Default: 127.0.0.1:9901, or
+        /// a free port where that is taken.
+        #[arg(long, value_name = "ADDR|off", value_parser = parse_admin)]
+        admin: Option<AdminBind>,
+    },
+    /// Check a configuration file, and the rule files that it names, and report every fault at once.
+    Check {
+        /// The configuration file.
+        #[arg(short, long, value_name = "FILE")]
+        config: PathBuf,
+    },
+    /// Start a sample backend, the gateway in front of it, and a page to try it.
+    Demo {
+        /// End by itself after so long, such as 30s.
+        #[arg(long = "for", value_name = "DURATION", value_parser = parse_duration)]
+        run_for: Option<Duration>,
+    },
+}
 
 /// Runs the command that the arguments name.
 pub fn main() -> ExitCode {
-    ExitCode::from(2)
+    let cli = Cli::parse();
+    let format = match cli.log_format {
+        LogFormat::Json => events::Format::Json,
+        LogFormat::Text => events::Format::Text,
+    };
+    let level = if cli.debug { log::LevelFilter::Debug } else { log::LevelFilter::Info };
+    match cli.command {
+        Command::Check { config } => check(&config),
+        Command::Run { config: Some(file), .. } => match config::load(&file) {
+            Ok(loaded) => {
+                events::init(format, level);
+                for warning in &loaded.warnings {
+                    log::warn!("{warning}");
+                }
+                run(serve(loaded.config, AdminFallback::Fail))
+            }
+            Err(faults) => report(&faults),
+        },
+        Command::Run { config: None, listen, to, admin } => {
+            let (Some(listen), Some(to)) = (listen, to) else { return ExitCode::from(FAULTY) };
+            events::init(format, level);
+            let admin = admin.unwrap_or(AdminBind::Standard);
+            let fallback = match admin {
+                AdminBind::Standard => AdminFallback::FreePort,
+                AdminBind::Address(_) | AdminBind::Off => AdminFallback::Fail,
+            };
+            run(serve(config::simple(listen, &to, admin), fallback))
+        }
+        Command::Demo { run_for } => run(demo::run(run_for)),
+    }
+}
+
+/// Runs the gateway until a signal has drained it.
+async fn serve(config: Config, fallback: AdminFallback) -> Result<(), String> {
+    let app = App::start(config, fallback).await.map_err(|error| error.to_string())?;
+    first_signal().await?;
+    tokio::select! {
+        () = app.drain() => {}
+        second = first_signal() => second?,
+    }
+    Ok(())
+}
+
+/// Resolves with the next SIGTERM or SIGINT.
+async fn first_signal() -> Result<(), String> {
+    let failed = |error: std::io::Error| format!("cannot listen for signals: {error}");
+    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+    tokio::select! {
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+    }
+}
+
+fn run(command: impl Future<Output = Result<(), String>>) -> ExitCode {
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&format!("cannot start the runtime: {error}")),
+    };
+    let outcome = runtime.block_on(command);
+    runtime.shutdown_timeout(Duration::from_millis(100));
+    events::flush();
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error),
+    }
+}
+
+fn check(file: &std::path::Path) -> ExitCode {
+    match config::load(file) {
+        Ok(loaded) => {
+            for warning in &loaded.warnings {
+                eprintln!("warning: {warning}");
+            }
+            let (rules, listeners) = (loaded.config.rules.len(), loaded.config.listeners.len());
+            println!("{}: sound ({listeners} listener(s), {rules} rule(s))", file.display());
+            ExitCode::SUCCESS
+        }
+        Err(faults) => report(&faults),
+    }
+}
+
+fn report(faults: &[config::ConfigFault]) -> ExitCode {
+    for fault in faults {
+        eprintln!("{fault}");
+    }
+    eprintln!("{} fault(s)", faults.len());
+    ExitCode::from(FAULTY)
+}
+
+fn fail(error: &str) -> ExitCode {
+    eprintln!("sluicegate: {error}");
+    ExitCode::from(FAILED)
+}
+
+/// `http://HOST:PORT`, the port 80 where none is written.
+fn parse_backend(url: &str) -> Result<String, String> {
+    let rest = match (url.strip_prefix("http://"), url.strip_prefix("https://")) {
+        (Some(rest), _) => rest.strip_suffix('/').unwrap_or(rest),
+        (None, Some(_)) => return Err("https backends are not in this version; use http://HOST:PORT".to_owned()),
+        (None, None) => return Err("use http://HOST:PORT".to_owned()),
+    };
+    if rest.contains(['/', '?', '#']) {
+        return Err("a path is not part of a backend; use http://HOST:PORT".to_owned());
+    }
+    let has_port = rest.rsplit_once(':').is_some_and(|(host, _)| !host.is_empty() && !rest.ends_with(']'));
+    let endpoint = if has_port { rest.to_owned() } else { format!("{rest}:80") };
+    config::check_endpoint(&endpoint).map_err(|fault| format!("found {}; use {}", fault.found, fault.allowed))?;
+    Ok(endpoint)
+}
+
+fn parse_admin(text: &str) -> Result<AdminBind, String> {
+    if text == "off" {
+        return Ok(AdminBind::Off);
+    }
+    let address: SocketAddr = text.parse().map_err(|_| "use an address such as 127.0.0.1:9901, or off".to_owned())?;
+    if !address.ip().is_loopback() {
+        return Err("beyond loopback the admin endpoint needs a token, which is not in this version".to_owned());
+    }
+    Ok(AdminBind::Address(address))
+}
+
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    config::parse_duration(text).map_err(str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        use clap::CommandFactory as _;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn reads_backends() {
+        assert_eq!(parse_backend("http://127.0.0.1:3000"), Ok("127.0.0.1:3000".to_owned()));
+        assert_eq!(parse_backend("http://backend/"), Ok("backend:80".to_owned()));
+        assert_eq!(parse_backend("http://[::1]"), Ok("[::1]:80".to_owned()));
+        for bad in ["127.0.0.1:3000", "https://a:1", "http://a:1/path", "http://", "http://a:b"] {
+            assert!(parse_backend(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn run_takes_a_file_or_two_addresses() {
+        let parse = |args: &str| Cli::try_parse_from(args.split(' ')).is_ok();
+        assert!(parse("sluicegate run -c file.yaml"));
+        assert!(parse("sluicegate run --listen 127.0.0.1:8080 --to http://127.0.0.1:3000"));
+        assert!(parse("sluicegate run --listen 127.0.0.1:8080 --to http://127.0.0.1:3000 --admin off"));
+        assert!(!parse("sluicegate run"));
+        assert!(!parse("sluicegate run --listen 127.0.0.1:8080"));
+        assert!(!parse("sluicegate run -c file.yaml --listen 127.0.0.1:8080 --to http://127.0.0.1:3000"));
+        assert!(!parse("sluicegate run --listen 127.0.0.1:8080 --to http://127.0.0.1:3000 --admin 0.0.0.0:9901"));
+    }
 }

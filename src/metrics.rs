@@ -178,8 +178,7 @@ impl Families {
 /// The handles of one rule. What a session counts per message is a field.
 pub struct RuleMetrics {
     name: String,
-    /// Active sessions; the owner of a session adds and subtracts.
-    pub connections: IntGauge,
+    connections: IntGauge,
     /// Handshakes that became sessions.
     pub accepted: IntCounter,
     /// From the client.
@@ -199,6 +198,16 @@ pub struct RuleMetrics {
     handshakes: IntCounterVec,
     closes: IntCounterVec,
     policy_decisions: IntCounterVec,
+}
+
+/// One of `sluicegate_connections`.
+#[derive(Debug)]
+pub struct SessionMark(IntGauge);
+
+impl Drop for SessionMark {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
 }
 
 /// One of `sluicegate_slow_clients`.
@@ -263,6 +272,12 @@ impl RuleMetrics {
     pub fn mark_slow_client(&self) -> SlowClientMark {
         self.slow_clients.inc();
         SlowClientMark(self.slow_clients.clone())
+    }
+
+    /// Counts a session as active until the mark is dropped.
+    pub fn session(&self) -> SessionMark {
+        self.connections.inc();
+        SessionMark(self.connections.clone())
     }
 
     /// The `rule` label.

@@ -29,6 +29,7 @@ pub use fault::{ConfigFault, Warning};
 pub use model::{Balance, Config, HeadLimits, Limits, Listener, PerIp, Rule, Shutdown, Upstream, WebSocketMode};
 pub use shape::schema;
 pub use simple::{AdminBind, simple};
+pub use units::parse_duration;
 pub use variables::Environment;
 
 use key_path::KeyPath;

@@ -35,6 +35,14 @@ pub struct ByteRate(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Count(pub u64);
 
+/// Reads a duration of the command line, written as in a file.
+///
+/// # Errors
+/// What a duration looks like.
+pub fn parse_duration(text: &str) -> Result<Duration, &'static str> {
+    text.parse::<Span>().map(|span| span.0)
+}
+
 const SIZE_UNITS: [(&str, u64); 4] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
 const SPAN_UNITS_MS: [(&str, u64); 5] = [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)];
 const RATE_UNITS_SECONDS: [(&str, u64); 3] = [("h", 3600), ("m", 60), ("s", 1)];

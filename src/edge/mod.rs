@@ -1,3 +1,17 @@
-//! Placeholder: filled in the next commits.
+//! Where connections come in and go out: heads, rules, handshakes, upstreams. Pingora lives here.
+//!
+//! A connection passes through [`service`], where its head is read and its rule found, and then either through
+//! [`upgrade`] into a tunnel or through [`plain`] and Pingora's `HttpProxy`.
 
+pub mod answer;
+pub mod forwarding;
+pub mod gateway;
+pub mod head;
+pub mod listener;
+pub mod plain;
+pub mod record;
+pub mod request;
+pub mod service;
+pub mod stream;
+pub mod upgrade;
 pub mod upstreams;

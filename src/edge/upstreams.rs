@@ -73,6 +73,11 @@ impl Upstream {
         &self.name
     }
 
+    /// How long a connection to one endpoint may take to be made.
+    pub fn connect_timeout(&self) -> Duration {
+        self.connect_timeout
+    }
+
     /// Its endpoints, in the order of the file.
     pub fn endpoints(&self) -> &[Arc<Endpoint>] {
         &self.endpoints

@@ -20,6 +20,7 @@ use super::side::{HELD_BYTES, READ_BYTES, Side};
 use super::stats::Stats;
 use super::{Settings, Wire};
 use crate::cause::Cause;
+use crate::events::{self, Event};
 use crate::metrics::{RuleMetrics, SlowClientMark};
 use crate::policy::keepalive::{Keepalive, Step as KeepaliveStep};
 use crate::policy::message::MessagePolicy;
@@ -208,6 +209,7 @@ impl<C: Wire, U: Wire> Session<C, U> {
             } else if let Some(keepalive) = &mut self.upstream.keepalive {
                 // This endpoint has never answered a ping, in any session: it cannot be judged by them.
                 keepalive.forget_ping();
+                self.core.stats.upstream_pings_unanswered += 1;
             }
         }
     }
@@ -549,6 +551,14 @@ fn judge_control<S: Wire>(
 
 fn on_pong<S: Wire>(from: &mut Side<S>, core: &mut Core, endpoint_answers: &AtomicBool, now: Instant) {
     let Some(rtt) = from.keepalive.as_mut().and_then(|keepalive| keepalive.on_pong(now)) else { return };
+    if events::debug_enabled() {
+        let side = if from.role == Sender::Client { "client" } else { "upstream" };
+        Event::debug("ping")
+            .field("rule", core.metrics.name())
+            .field("side", side)
+            .field("rtt_ms", rtt.as_secs_f64() * 1e3)
+            .emit();
+    }
     match from.role {
         Sender::Client => {
             core.stats.ping_rtt = Some(rtt);

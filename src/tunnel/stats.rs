@@ -15,6 +15,8 @@ pub struct Stats {
     pub outbound: Direction,
     /// The last round trip of a ping of ours to the client.
     pub ping_rtt: Option<Duration>,
+    /// Pings of ours that an endpoint did not answer which has never answered one.
+    pub upstream_pings_unanswered: u64,
     /// The most that was pending to the client at once, in bytes.
     pub queue_max_bytes: usize,
 }

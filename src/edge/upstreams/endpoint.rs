@@ -42,7 +42,7 @@ pub struct Endpoint {
     active: AtomicUsize,
     gauge: IntGauge,
     reachable: AtomicBool,
-    answered_ping: AtomicBool,
+    answers_pings: Arc<AtomicBool>,
 }
 
 #[derive(Debug)]
@@ -65,7 +65,7 @@ impl Endpoint {
             active: AtomicUsize::new(0),
             gauge,
             reachable: AtomicBool::new(true),
-            answered_ping: AtomicBool::new(false),
+            answers_pings: Arc::default(),
         }
     }
 
@@ -84,17 +84,9 @@ impl Endpoint {
         self.reachable.load(Ordering::Relaxed)
     }
 
-    /// Whether it has ever answered a ping of ours: one that has not is never closed for silence.
-    pub fn has_answered_ping(&self) -> bool {
-        self.answered_ping.load(Ordering::Relaxed)
-    }
-
-    /// Remembers that it answered a ping of ours.
-    pub fn ping_answered(&self) {
-        // Read first: every pong of every session comes here, and a write would take the cache line each time.
-        if !self.has_answered_ping() {
-            self.answered_ping.store(true, Ordering::Relaxed);
-        }
+    /// Whether it has ever answered a ping of ours, set by its sessions: one that has not is never closed for silence.
+    pub fn answers_pings(&self) -> &Arc<AtomicBool> {
+        &self.answers_pings
     }
 
     /// Counts one more session until the lease drops.
@@ -172,13 +164,15 @@ impl Endpoint {
         Err(last_error.unwrap_or_else(|| io::Error::other("the endpoint has no address")))
     }
 
-    fn succeeded(&self) {
+    /// Remembers that it took a connection.
+    pub fn succeeded(&self) {
         if !self.reachable.swap(true, Ordering::Relaxed) {
             log::warn!("endpoint {} of upstream {} can be connected to again", self.address, self.upstream);
         }
     }
 
-    fn failed(self: &Arc<Self>, error: &io::Error) {
+    /// Remembers that it took no connection, and tries it again until it does.
+    pub fn failed(self: &Arc<Self>, error: &dyn std::fmt::Display) {
         if self.reachable.swap(false, Ordering::Relaxed) {
             log::warn!("endpoint {} of upstream {} cannot be connected to: {error}", self.address, self.upstream);
             tokio::spawn(probe_until_reachable(Arc::downgrade(self)));
@@ -281,13 +275,5 @@ mod tests {
             Some(Resolved { at: Instant::now() - RESOLVE_EVERY, addresses: last.clone(), failure: None });
         assert_eq!(unresolvable.resolve().await.unwrap(), last);
         assert!(unresolvable.resolved.lock().await.as_ref().unwrap().failure.is_some());
-    }
-
-    #[test]
-    fn remembers_an_answered_ping() {
-        let endpoint = endpoint("127.0.0.1:9");
-        assert!(!endpoint.has_answered_ping());
-        endpoint.ping_answered();
-        assert!(endpoint.has_answered_ping());
     }
 }

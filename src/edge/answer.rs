@@ -1,0 +1,131 @@
+//! Answers of our own: a refusal as an HTTP response. RFC 9457.
+//!
+//! They are written straight to the connection, which then ends, but for plain requests that Pingora has already read:
+//! those are answered through [`document`] by the caller.
+
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use crate::cause::Refusal;
+
+/// How long a refused client may take to read its answer and to end its request.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// How much of a refused client's request is read and dropped, in bytes.
+const LINGER_BYTES: usize = 256 << 10;
+
+/// A refusal as an HTTP answer.
+#[derive(Debug)]
+pub struct Answer {
+    /// The status.
+    pub status: u16,
+    /// The problem document.
+    pub body: String,
+    /// What goes with it besides `content-type` and `content-length`.
+    pub headers: Vec<(&'static str, String)>,
+}
+
+/// The answer to a refusal; `None` where there is none of ours to give.
+pub fn document(refusal: &Refusal) -> Option<Answer> {
+    let row = refusal.row();
+    let status = row.status?;
+    let body = format!(r#"{{"type":"urn:sluicegate:{}","title":"{}","status":{status}}}"#, row.name, row.title) + "\n";
+    let mut headers = Vec::new();
+    match (refusal, status) {
+        (Refusal::HandshakeRate(after), _) => headers.push(("retry-after", whole_seconds(*after).to_string())),
+        (_, 429 | 503) => headers.push(("retry-after", jittered_seconds().to_string())),
+        (Refusal::UnsupportedVersion, _) => headers.push(("sec-websocket-version", "13".to_owned())),
+        (Refusal::ConnectMethod, _) => headers.push(("allow", "GET, HEAD, POST, PUT, PATCH, DELETE".to_owned())),
+        _ => {}
+    }
+    if status == 426 {
+        headers.push(("upgrade", "websocket".to_owned()));
+    }
+    Some(Answer { status, body, headers })
+}
+
+impl Answer {
+    /// The answer on the wire of HTTP/1.1, before the connection is closed.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let reason = http::StatusCode::from_u16(self.status).ok().and_then(|status| status.canonical_reason());
+        let mut head = format!("HTTP/1.1 {} {}\r\n", self.status, reason.unwrap_or("Refused"));
+        for (name, value) in &self.headers {
+            head += &format!("{name}: {value}\r\n");
+        }
+        // RFC 9110 §15.5.22 asks for Upgrade in a 426, and §7.8 for its name in Connection.
+        let connection = if self.status == 426 { "Upgrade, close" } else { "close" };
+        head += &format!(
+            "content-type: application/problem+json\r\ncontent-length: {}\r\nconnection: {connection}\r\n\r\n",
+            self.body.len()
+        );
+        (head + &self.body).into_bytes()
+    }
+}
+
+/// Answers a refusal, and ends the connection so that the client can read the answer.
+pub async fn refuse(mut io: TcpStream, refusal: &Refusal) {
+    if let Some(answer) = document(refusal) {
+        // A client that is gone, or takes no answer in time, gets none.
+        let _ = timeout(LINGER, io.write_all(&answer.to_bytes())).await;
+    }
+    end(io).await;
+}
+
+/// Ends a connection after its last answer: what still arrives is read and dropped for a moment, since the kernel
+/// would answer it with a reset that destroys the answer on its way. RFC 9112 §9.6.
+pub async fn end(mut io: TcpStream) {
+    let _ = timeout(LINGER, async {
+        if io.shutdown().await.is_ok() {
+            let mut dropped = 0;
+            let mut scratch = [0; 1024];
+            while let Ok(len @ 1..) = io.read(&mut scratch).await {
+                dropped += len;
+                if dropped > LINGER_BYTES {
+                    break;
+                }
+            }
+        }
+    })
+    .await;
+}
+
+fn whole_seconds(duration: Duration) -> u64 {
+    duration.as_millis().div_ceil(1000).max(1) as u64
+}
+
+/// Between 1 and 5: clients that are sent away together should not come back together.
+fn jittered_seconds() -> u64 {
+    1 + rand::random::<u64>() % 5
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_refusal_with_a_status_has_a_whole_answer() {
+        for refusal in Refusal::ALL {
+            let row = refusal.row();
+            let Some(answer) = document(&refusal) else {
+                assert_eq!(row.status, None);
+                continue;
+            };
+            let bytes = String::from_utf8(answer.to_bytes()).unwrap();
+            let (head, body) = bytes.split_once("\r\n\r\n").unwrap();
+            assert!(head.contains(&format!("content-length: {}", body.len())));
+            let body: serde_json::Value = serde_json::from_str(body).unwrap();
+            assert_eq!(body["type"], format!("urn:sluicegate:{}", row.name));
+            assert_eq!(head.contains("retry-after: "), matches!(answer.status, 429 | 503), "{head}");
+            assert_eq!(head.contains("upgrade: websocket"), answer.status == 426);
+        }
+    }
+
+    #[test]
+    fn retry_after_is_rounded_up() {
+        assert_eq!(whole_seconds(Duration::ZERO), 1);
+        assert_eq!(whole_seconds(Duration::from_millis(1001)), 2);
+    }
+}

@@ -1,0 +1,134 @@
+//! What the backend is told of the client, and which headers are not for it. RFC 9110 §7.6.1, RFC 7239.
+
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use pingora::http::RequestHeader;
+
+use super::request::Request;
+use crate::cause::Refusal;
+use crate::policy::client_address::Source;
+use crate::ws::handshake::list;
+
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
+
+/// Headers of one connection only. RFC 9110 §7.6.1.
+const HOP_BY_HOP: [HeaderName; 9] = [
+    header::CONNECTION,
+    KEEP_ALIVE,
+    PROXY_CONNECTION,
+    header::PROXY_AUTHORIZATION,
+    header::TE,
+    header::TRAILER,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+    HTTP2_SETTINGS,
+];
+
+/// Headers that mean something to a backend's security: a client that names one in Connection wants it dropped on the
+/// way, and is refused.
+const END_TO_END: [HeaderName; 10] = [
+    header::HOST,
+    header::ORIGIN,
+    header::COOKIE,
+    header::AUTHORIZATION,
+    header::CONTENT_LENGTH,
+    header::SEC_WEBSOCKET_KEY,
+    header::SEC_WEBSOCKET_VERSION,
+    header::SEC_WEBSOCKET_PROTOCOL,
+    header::SEC_WEBSOCKET_EXTENSIONS,
+    header::FORWARDED,
+];
+
+/// The headers that Connection names, which go no further than this hop.
+///
+/// # Errors
+/// `MalformedRequest` when it names a header that is not for one hop to drop.
+pub fn nominated(headers: &HeaderMap) -> Result<Vec<HeaderName>, Refusal> {
+    let mut names = Vec::new();
+    for token in list(headers, &header::CONNECTION) {
+        let name = HeaderName::from_bytes(token).map_err(|_| Refusal::MalformedRequest)?;
+        if END_TO_END.contains(&name) {
+            return Err(Refusal::MalformedRequest);
+        }
+        names.push(name);
+    }
+    Ok(names)
+}
+
+/// Whether a header is for one connection only.
+pub fn is_hop_by_hop(name: &HeaderName) -> bool {
+    HOP_BY_HOP.contains(name)
+}
+
+/// Removes what is not for the next hop.
+///
+/// # Errors
+/// As [`nominated`].
+pub fn strip_hop_by_hop(request: &mut RequestHeader) -> Result<(), Refusal> {
+    for name in nominated(&request.headers)?.iter().chain(&HOP_BY_HOP) {
+        request.remove_header(name);
+    }
+    Ok(())
+}
+
+/// Says who the client is, in one voice: what a peer that is not trusted claims is removed, and what a trusted one
+/// says is kept or gone on with.
+pub fn tell_client(upstream: &mut RequestHeader, request: &Request, source: &Source) {
+    let came = &request.head.request.headers;
+    let peer = request.peer.to_string();
+    let source_kept = |name: &HeaderName| {
+        request.peer_trusted
+            && match source {
+                Source::XForwardedFor => *name == X_FORWARDED_FOR,
+                Source::Forwarded => *name == header::FORWARDED,
+                Source::Header(chosen) => name == chosen,
+            }
+    };
+    let chosen = match source {
+        Source::Header(name) => Some(name),
+        Source::XForwardedFor | Source::Forwarded => None,
+    };
+    let chain = source_kept(&X_FORWARDED_FOR).then(|| joined(came, &X_FORWARDED_FOR)).flatten();
+    for name in [&header::FORWARDED, &X_REAL_IP].into_iter().chain(chosen) {
+        if !source_kept(name) {
+            upstream.remove_header(name);
+        }
+    }
+    let forwarded_for = match chain {
+        Some(chain) => format!("{chain}, {peer}"),
+        None => request.client.to_string(),
+    };
+    set(upstream, &X_FORWARDED_FOR, &forwarded_for);
+    set(upstream, &X_REAL_IP, &request.client.to_string());
+    if !(request.peer_trusted && came.contains_key(&X_FORWARDED_PROTO)) {
+        set(upstream, &X_FORWARDED_PROTO, "http");
+    }
+    if !(request.peer_trusted && came.contains_key(&X_FORWARDED_HOST)) {
+        match came.get(header::HOST) {
+            Some(host) => insert(upstream, &X_FORWARDED_HOST, host.clone()),
+            None => drop(upstream.remove_header(&X_FORWARDED_HOST)),
+        }
+    }
+}
+
+/// All lines of a list header as one.
+fn joined(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
+    let lines: Vec<_> = headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok()).collect();
+    (!lines.is_empty()).then(|| lines.join(", "))
+}
+
+fn set(request: &mut RequestHeader, name: &HeaderName, value: &str) {
+    if let Ok(value) = HeaderValue::from_str(value) {
+        insert(request, name, value);
+    }
+}
+
+fn insert(request: &mut RequestHeader, name: &HeaderName, value: HeaderValue) {
+    // A valid name and a valid value are always taken.
+    let _ = request.insert_header(name.clone(), value);
+}

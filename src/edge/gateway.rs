@@ -1,0 +1,209 @@
+//! A configuration at work: its rules with their limits and metrics, its upstreams, and what the process shares.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+
+use super::upstreams::{self, Upstream};
+use crate::config::{self, Config, PerIp, WebSocketMode};
+use crate::metrics::{Metrics, NO_RULE, RuleMetrics};
+use crate::policy::client_address::{self, TrustedProxies};
+use crate::policy::connection_limit::{ConnectionLimit, Enforce, Guard};
+use crate::policy::handshake_limit::{self, HandshakeLimit};
+use crate::policy::origin::OriginPolicy;
+use crate::policy::route::{self, Matcher};
+use crate::tunnel::Settings;
+use crate::tunnel::registry::Registry;
+
+/// Descriptors that are kept for files, the admin listener, pooled upstream connections and the runtime.
+const RESERVED_DESCRIPTORS: u64 = 256;
+
+/// What all connections share.
+pub struct Gateway {
+    /// The rules, in the order in which they are tried.
+    pub rules: Vec<Arc<Rule>>,
+    /// The upstreams of the configuration.
+    pub upstreams: Vec<Arc<Upstream>>,
+    /// Peers that are believed when they name a client.
+    pub trusted_proxies: TrustedProxies,
+    /// The metrics of requests for which no rule is known.
+    pub no_rule: Arc<RuleMetrics>,
+    /// The live sessions.
+    pub registry: Arc<Registry>,
+    /// Sessions of the process.
+    pub sessions: Arc<ConnectionLimit>,
+    session_limit: usize,
+    /// Descriptors in use: one for a connection, and one more for its upstream.
+    descriptors: Arc<ConnectionLimit>,
+    refusing: watch::Sender<bool>,
+    hop_warned: AtomicBool,
+}
+
+/// A rule at work.
+pub struct Rule {
+    /// Its name in metrics and logs.
+    pub name: String,
+    matcher: Matcher,
+    /// Where its requests go.
+    pub upstream: Arc<Upstream>,
+    /// Whether it takes upgrades.
+    pub websocket: WebSocketMode,
+    /// Which pages may open a WebSocket.
+    pub origin: OriginPolicy,
+    handshakes: Option<PerIp<HandshakeLimit>>,
+    /// How long the upstream may take to answer a handshake.
+    pub upstream_timeout: Duration,
+    connections: Arc<ConnectionLimit>,
+    connections_written: bool,
+    /// What its tunnels enforce.
+    pub tunnel: Arc<Settings>,
+    /// What it counts.
+    pub metrics: Arc<RuleMetrics>,
+}
+
+/// A listener at work.
+#[derive(Debug)]
+pub struct ListenerState {
+    /// Its settings.
+    pub config: config::Listener,
+    /// Its name, shared by the records of its requests.
+    pub name: Arc<str>,
+}
+
+impl Gateway {
+    /// Puts a configuration to work. `descriptor_limit` is how many descriptors the process may open.
+    pub fn new(config: &Config, metrics: &Metrics, descriptor_limit: u64) -> Self {
+        let upstreams: Vec<_> = config
+            .upstreams
+            .iter()
+            .map(|upstream| {
+                let balance = match upstream.balance {
+                    config::Balance::LeastConnections => upstreams::Balance::LeastConnections,
+                    config::Balance::RoundRobin => upstreams::Balance::RoundRobin,
+                };
+                let endpoints = upstream.endpoints.clone();
+                Arc::new(Upstream::new(&upstream.name, endpoints, balance, upstream.connect_timeout, metrics))
+            })
+            .collect();
+        let rules = config.rules.iter().map(|rule| Arc::new(Rule::new(rule, &upstreams, metrics))).collect();
+        let descriptors = descriptor_limit.saturating_sub(RESERVED_DESCRIPTORS).max(16);
+        let descriptors = usize::try_from(descriptors).unwrap_or(usize::MAX);
+        let session_limit = config.limits.connections.unwrap_or(usize::MAX).min(descriptors / 2);
+        Self {
+            rules,
+            upstreams,
+            session_limit,
+            trusted_proxies: config.trusted_proxies.clone(),
+            no_rule: metrics.rule(NO_RULE),
+            registry: Registry::new(),
+            sessions: Arc::new(ConnectionLimit::new(None, Some(session_limit))),
+            descriptors: Arc::new(ConnectionLimit::new(None, Some(descriptors))),
+            refusing: watch::Sender::new(false),
+            hop_warned: AtomicBool::new(false),
+        }
+    }
+
+    /// The first rule that matches.
+    pub fn route(&self, request: &route::Request<'_>) -> Option<&Arc<Rule>> {
+        self.rules.iter().find(|rule| rule.matcher.matches(request))
+    }
+
+    /// The most sessions of the process.
+    pub fn session_limit(&self) -> usize {
+        self.session_limit
+    }
+
+    /// Takes a place for one descriptor; `None` when the process could run out of them.
+    pub fn take_descriptor(&self) -> Option<Guard> {
+        self.descriptors.acquire(ANYBODY, Enforce::ALL).ok().map(|acquired| acquired.guard)
+    }
+
+    /// Refuses every request from now on: the process ends.
+    pub fn refuse_all(&self) {
+        self.refusing.send_replace(true);
+    }
+
+    /// Whether the process ends, and takes nothing more.
+    pub fn is_refusing(&self) -> bool {
+        *self.refusing.borrow()
+    }
+
+    /// Resolves when the process ends.
+    pub async fn refusing(&self) {
+        // The sender is ours, so the wait ends with the value.
+        let _ = self.refusing.subscribe().wait_for(|refusing| *refusing).await;
+    }
+
+    /// Whether limits per client address that nobody wrote are enforced against a peer: not against one that is a hop
+    /// far more often than a client, and whose clients would share one limit.
+    pub fn enforces_defaults_against(&self, peer: IpAddr, trusted: bool) -> bool {
+        trusted || !client_address::is_hop(peer)
+    }
+
+    /// Says once that limits per client address are not enforced, and what to set so that they are.
+    pub fn warn_of_hop(&self, peer: IpAddr) {
+        if !self.hop_warned.swap(true, Ordering::Relaxed) {
+            log::warn!(
+                "the default limits per client address are not enforced against {peer}: it looks like a proxy before \
+                 this one; set trusted_proxies and client_address so that clients are told apart, or write the limits"
+            );
+        }
+    }
+
+    /// Forgets clients that used nothing of their limits for a while. To be called every few seconds.
+    pub fn sweep(&self, now: Instant) {
+        for rule in &self.rules {
+            if let Some(limit) = &rule.handshakes {
+                limit.limit.sweep(now);
+            }
+        }
+    }
+}
+
+/// The key where only a total counts.
+const ANYBODY: IpAddr = IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED);
+
+impl Rule {
+    fn new(rule: &config::Rule, upstreams: &[Arc<Upstream>], metrics: &Metrics) -> Self {
+        let handshakes = rule.handshake_per_ip.and_then(|per_ip| {
+            let (count, burst) = (u32::try_from(per_ip.limit.per_second), u32::try_from(per_ip.limit.burst));
+            let (count, burst) = (count.unwrap_or(u32::MAX), burst.unwrap_or(u32::MAX));
+            // The ranges of the configuration are those of the limit, so this is always a rate.
+            let rate = handshake_limit::Rate::new(count, Duration::from_secs(1), burst).ok()?;
+            Some(PerIp { limit: HandshakeLimit::new(rate, Instant::now()), written: per_ip.written })
+        });
+        let per_ip = rule.connections_per_ip;
+        Self {
+            name: rule.name.clone(),
+            matcher: rule.matcher.clone(),
+            upstream: upstreams[rule.upstream].clone(),
+            websocket: rule.websocket,
+            origin: rule.origin.clone(),
+            handshakes,
+            upstream_timeout: rule.upstream_timeout,
+            connections: Arc::new(ConnectionLimit::new(per_ip.map(|per_ip| per_ip.limit), rule.connections_total)),
+            connections_written: per_ip.is_some_and(|per_ip| per_ip.written),
+            tunnel: Arc::new(Settings {
+                message: rule.message.clone(),
+                keepalive: rule.keepalive.clone(),
+                idle_timeout: rule.idle_timeout,
+                slow_client: rule.slow_client.clone(),
+                close_timeout: rule.close_timeout,
+            }),
+            metrics: metrics.rule(&rule.name),
+        }
+    }
+
+    /// The limit of handshakes per client address, and whether the file names it.
+    pub fn handshake_limit(&self) -> Option<(&HandshakeLimit, bool)> {
+        self.handshakes.as_ref().map(|per_ip| (&per_ip.limit, per_ip.written))
+    }
+
+    /// The limit of sessions, and whether the file names the one per client address.
+    pub fn connection_limit(&self) -> (&Arc<ConnectionLimit>, bool) {
+        (&self.connections, self.connections_written)
+    }
+}

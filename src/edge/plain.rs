@@ -1,0 +1,279 @@
+//! Plain HTTP: everything that is no WebSocket goes through Pingora's `HttpProxy`, which keeps connections alive, pools
+//! them, and streams bodies. No Upgrade ever reaches it.
+
+use std::any::Any;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use http::header;
+use pingora::apps::HttpServerApp;
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::protocols::http::ServerSession;
+use pingora::protocols::http::v1::client::http_req_header_to_wire;
+use pingora::proxy::{FailToProxy, HttpProxy, ProxyHttp, ProxyWarnLogContext, Session};
+use pingora::server::configuration::ServerConf;
+use pingora::upstreams::peer::HttpPeer;
+use pingora::{Error, ErrorSource, ErrorType};
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+
+use super::answer;
+use super::forwarding;
+use super::gateway::Rule;
+use super::head::Head;
+use super::record::Record;
+use super::request::{Intent, Request};
+use super::stream::PrereadStream;
+use super::upstreams::{Endpoint, Lease};
+use crate::cause::Refusal;
+use crate::policy::client_address::Source;
+use crate::policy::connection_limit::Guard;
+
+/// The longest silence within a request or an answer.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
+
+/// What a request brings with it into Pingora and out again.
+pub struct Plain {
+    request: Request,
+    source: Source,
+    rule: Arc<Rule>,
+    record: Record,
+    tried: Vec<Arc<Endpoint>>,
+    lease: Option<Lease>,
+    _upstream_descriptor: Guard,
+}
+
+/// Serves plain requests.
+pub struct PlainProxy {
+    proxy: Arc<HttpProxy<Hooks>>,
+    shutdown: watch::Receiver<bool>,
+    in_flight: AtomicUsize,
+}
+
+/// What we decide within Pingora's request.
+struct Hooks;
+
+impl PlainProxy {
+    /// A proxy with its own pool of upstream connections. `shutdown` ends keep-alive.
+    pub fn new(shutdown: watch::Receiver<bool>) -> Self {
+        let conf = Arc::new(ServerConf::default());
+        let mut proxy = HttpProxy::new(Hooks, conf);
+        proxy.handle_init_modules();
+        Self { proxy: Arc::new(proxy), shutdown, in_flight: AtomicUsize::new(0) }
+    }
+
+    /// How many requests are being served.
+    pub fn in_flight(&self) -> usize {
+        self.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// Serves one request. Returns the connection, and what was read of the next request, when it can be used again.
+    pub async fn serve(
+        &self,
+        io: TcpStream,
+        request: Request,
+        source: Source,
+        rule: Arc<Rule>,
+        record: Record,
+        upstream_descriptor: Guard,
+    ) -> Option<(TcpStream, Bytes)> {
+        let (for_pingora, rest) = input(&request)?;
+        let _counted = InFlight::new(&self.in_flight);
+        let mut session = ServerSession::new_http1(PrereadStream::boxed(io, for_pingora));
+        session.set_keepalive(Some(IDLE_TIMEOUT.as_secs()));
+        session.set_read_timeout(Some(IDLE_TIMEOUT));
+        session.set_write_timeout(Some(IDLE_TIMEOUT));
+        let plain = Plain {
+            request,
+            source,
+            rule,
+            record,
+            tried: Vec::new(),
+            lease: None,
+            _upstream_descriptor: upstream_descriptor,
+        };
+        session.set_connection_user_context(Some(Box::new(plain)));
+        let reused = self.proxy.process_new_http(session, &self.shutdown).await?;
+        let (stream, _settings) = reused.consume();
+        let (io, unread) = PrereadStream::unbox(stream)?;
+        Some((io, if rest.is_empty() { unread } else { rest }))
+    }
+}
+
+/// Counts a request until it is over, however it ends.
+struct InFlight<'a>(&'a AtomicUsize);
+
+impl<'a> InFlight<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// What Pingora reads: the head, without an Upgrade, and the body as far as it came; and what belongs to the next
+/// request. `None` only if a head that was parsed cannot be written.
+fn input(request: &Request) -> Option<(Bytes, Bytes)> {
+    let Head { request: header, bytes, len, rewritten } = &request.head;
+    let head = match request.intent {
+        Intent::Plain | Intent::WebSocket if !rewritten => bytes.slice(..*len),
+        _ => http_req_header_to_wire(&without_upgrade(header))?.freeze(),
+    };
+    let behind = bytes.slice(*len..);
+    let has_body = header.headers.contains_key(header::TRANSFER_ENCODING)
+        || header.headers.get(header::CONTENT_LENGTH).is_some_and(|length| length != "0");
+    if !has_body || behind.is_empty() {
+        return Some((head, behind));
+    }
+    Some(([head, behind].concat().into(), Bytes::new()))
+}
+
+/// The request without what asks for another protocol. RFC 9110 §7.8, RFC 7540 §3.2.1.
+fn without_upgrade(header: &RequestHeader) -> RequestHeader {
+    let mut header = header.clone();
+    let keep: Vec<_> = crate::ws::handshake::list(&header.headers, &header::CONNECTION)
+        .filter(|token| !token.eq_ignore_ascii_case(b"upgrade") && !token.eq_ignore_ascii_case(b"http2-settings"))
+        .map(|token| String::from_utf8_lossy(token).into_owned())
+        .collect();
+    header.remove_header(&header::UPGRADE);
+    header.remove_header("http2-settings");
+    header.remove_header(&header::CONNECTION);
+    if !keep.is_empty() {
+        // Tokens that were a valid value are one again.
+        let _ = header.insert_header(header::CONNECTION, keep.join(", "));
+    }
+    header
+}
+
+#[async_trait]
+impl ProxyHttp for Hooks {
+    type CTX = Option<Box<Plain>>;
+
+    fn new_ctx(&self) -> Self::CTX {
+        None
+    }
+
+    /// Pingora's way to bring a value along: it is ours, put there by [`PlainProxy::serve`].
+    fn on_connection_reuse(&self, _session: &mut Session, ctx: &mut Self::CTX, value: Box<dyn Any + Send + Sync>) {
+        *ctx = value.downcast().ok();
+    }
+
+    async fn upstream_peer(&self, _session: &mut Session, ctx: &mut Self::CTX) -> pingora::Result<Box<HttpPeer>> {
+        let plain = ctx.as_mut().ok_or_else(|| Error::new(ErrorType::InternalError))?;
+        let Some(endpoint) = plain.rule.upstream.pick(&plain.tried) else {
+            return Error::e_explain(ErrorType::ConnectError, "no other endpoint");
+        };
+        plain.tried.push(endpoint.clone());
+        plain.lease = Some(endpoint.lease());
+        let addresses = endpoint.resolve().await.map_err(|error| {
+            endpoint.failed(&error);
+            Error::because(ErrorType::ConnectError, "look-up", error)
+        })?;
+        let address = addresses.first().ok_or_else(|| Error::explain(ErrorType::ConnectError, "no address"))?;
+        let mut peer = HttpPeer::new(*address, false, String::new());
+        peer.options.connection_timeout = Some(plain.rule.upstream.connect_timeout());
+        peer.options.read_timeout = Some(IDLE_TIMEOUT);
+        peer.options.write_timeout = Some(IDLE_TIMEOUT);
+        Ok(Box::new(peer))
+    }
+
+    fn fail_to_connect(
+        &self,
+        _session: &mut Session,
+        _peer: &HttpPeer,
+        ctx: &mut Self::CTX,
+        mut error: Box<Error>,
+    ) -> Box<Error> {
+        if let Some(plain) = ctx
+            && let Some(endpoint) = plain.tried.last()
+        {
+            endpoint.failed(&error.etype().as_str());
+            // Nothing was written, so another endpoint may be tried, as long as there is one.
+            error.set_retry(plain.tried.len() < plain.rule.upstream.endpoints().len());
+        }
+        error
+    }
+
+    async fn connected_to_upstream(
+        &self,
+        _session: &mut Session,
+        _reused: bool,
+        _peer: &HttpPeer,
+        _fd: std::os::fd::RawFd,
+        _digest: Option<&pingora::protocols::Digest>,
+        ctx: &mut Self::CTX,
+    ) -> pingora::Result<()> {
+        if let Some(endpoint) = ctx.as_ref().and_then(|plain| plain.tried.last()) {
+            endpoint.succeeded();
+        }
+        Ok(())
+    }
+
+    async fn upstream_request_filter(
+        &self,
+        _session: &mut Session,
+        upstream: &mut RequestHeader,
+        ctx: &mut Self::CTX,
+    ) -> pingora::Result<()> {
+        if let Some(plain) = ctx {
+            forwarding::tell_client(upstream, &plain.request, &plain.source);
+        }
+        Ok(())
+    }
+
+    async fn fail_to_proxy(&self, session: &mut Session, error: &Error, ctx: &mut Self::CTX) -> FailToProxy {
+        let refusal = match (error.esource(), error.etype()) {
+            (ErrorSource::Downstream, ErrorType::InvalidHTTPHeader) => Refusal::MalformedRequest,
+            (ErrorSource::Downstream, _) => Refusal::ClientGone,
+            (_, ErrorType::ConnectTimedout | ErrorType::ReadTimedout | ErrorType::WriteTimedout) => {
+                Refusal::UpstreamTimeout
+            }
+            (_, ErrorType::InvalidHTTPHeader) => Refusal::UpstreamMalformed,
+            _ => Refusal::UpstreamUnreachable,
+        };
+        if let Some(plain) = ctx {
+            plain.record.refused(&refusal, None);
+        }
+        let answered = session.response_written().is_some();
+        let Some(answer) = answer::document(&refusal).filter(|_| !answered) else {
+            return FailToProxy { error_code: 0, can_reuse_downstream: false };
+        };
+        let error_code = answer.status;
+        // A client that is gone gets no answer.
+        let _ = write(session, answer).await;
+        FailToProxy { error_code, can_reuse_downstream: false }
+    }
+
+    /// Our own line says it, without what a peer sent.
+    fn suppress_error_log(&self, _session: &Session, _ctx: &Self::CTX, _error: &Error) -> bool {
+        true
+    }
+
+    fn suppress_proxy_warn_log(
+        &self,
+        _session: &Session,
+        _ctx: &Self::CTX,
+        _error: &Error,
+        _log: ProxyWarnLogContext,
+    ) -> bool {
+        true
+    }
+}
+
+async fn write(session: &mut Session, answer: answer::Answer) -> pingora::Result<()> {
+    let mut response = ResponseHeader::build(answer.status, None)?;
+    for (name, value) in answer.headers {
+        response.insert_header(name, value)?;
+    }
+    response.insert_header(header::CONTENT_TYPE, "application/problem+json")?;
+    response.insert_header(header::CONTENT_LENGTH, answer.body.len())?;
+    session.as_downstream_mut().write_error_response(response, answer.body.into()).await
+}

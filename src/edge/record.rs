@@ -1,0 +1,159 @@
+//! The log lines of requests and sessions: what is kept of a request for them, and how they are written.
+//!
+//! Fields of a peer's are cut at 256 bytes when they are kept, and the log escapes what they hold.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use http::header::{self, HeaderName};
+
+use super::head::Head;
+use super::request::Request;
+use crate::cause::{Cause, Refusal};
+use crate::events::{self, Event};
+use crate::metrics::NO_RULE;
+use crate::tunnel::session::Outcome;
+
+/// What the log says of a request, kept until its end.
+#[derive(Debug)]
+pub struct Record {
+    listener: Arc<str>,
+    rule: Option<Arc<str>>,
+    host: Option<Box<str>>,
+    path: Option<Box<str>>,
+    method: Option<Box<str>>,
+    origin: Option<Box<str>>,
+    user_agent: Option<Box<str>>,
+    request_id: Option<Box<str>>,
+    traceparent: Option<Box<str>>,
+    client: IpAddr,
+    peer: IpAddr,
+    session_id: u64,
+}
+
+/// What a session has that a request has not.
+#[derive(Debug)]
+pub struct Opened {
+    /// The upstream's name.
+    pub upstream: Box<str>,
+    /// The endpoint.
+    pub endpoint: Box<str>,
+    /// The subprotocol that the upstream chose.
+    pub subprotocol: Option<Box<str>>,
+}
+
+impl Record {
+    /// Of a connection that sent no head that could be read.
+    pub fn of_peer(listener: &Arc<str>, peer: IpAddr) -> Self {
+        Self {
+            listener: listener.clone(),
+            rule: None,
+            host: None,
+            path: None,
+            method: None,
+            origin: None,
+            user_agent: None,
+            request_id: None,
+            traceparent: None,
+            client: peer,
+            peer,
+            session_id: rand::random(),
+        }
+    }
+
+    /// Of a head that could be parsed.
+    pub fn of_head(listener: &Arc<str>, peer: IpAddr, head: &Head) -> Self {
+        let text = |name: &HeaderName| head.request.headers.get(name).map(|value| kept(value.as_bytes()));
+        let target = head.request.raw_path();
+        let path = target.split(|byte| *byte == b'?').next().unwrap_or_default();
+        Self {
+            host: text(&header::HOST),
+            path: Some(kept(path)),
+            method: Some(kept(head.request.method.as_str().as_bytes())),
+            origin: text(&header::ORIGIN),
+            user_agent: text(&header::USER_AGENT),
+            request_id: text(&HeaderName::from_static("x-request-id")),
+            traceparent: text(&HeaderName::from_static("traceparent")),
+            ..Self::of_peer(listener, peer)
+        }
+    }
+
+    /// Of a request.
+    pub fn of_request(listener: &Arc<str>, request: &Request) -> Self {
+        Self { client: request.client, ..Self::of_head(listener, request.peer, &request.head) }
+    }
+
+    /// Names the rule that matched.
+    pub fn set_rule(&mut self, rule: &str) {
+        self.rule = Some(rule.into());
+    }
+
+    /// Writes the line of a refusal. `detail` is ours, with no byte of a peer's.
+    pub fn refused(&self, refusal: &Refusal, detail: Option<&str>) {
+        let row = refusal.row();
+        let status = match refusal {
+            Refusal::UpstreamAnswered(status) => Some(*status),
+            _ => row.status,
+        };
+        self.fields(Event::new("refusal"))
+            .field("status", status)
+            .field("cause", row.name)
+            .field("policy", row.policy)
+            .field("detail", detail)
+            .emit();
+    }
+
+    /// Writes the line of a session.
+    pub fn ended(&self, opened: &Opened, outcome: &Outcome) {
+        let row = outcome.cause.row();
+        let stats = &outcome.stats;
+        self.fields(Event::new("session"))
+            .field("upstream", &*opened.upstream)
+            .field("endpoint", &*opened.endpoint)
+            .field("status", 101u16)
+            .field("subprotocol", opened.subprotocol.as_deref())
+            .field("compression", "off")
+            .field("duration_seconds", outcome.duration.as_secs_f64())
+            .field("messages_in", stats.inbound.messages)
+            .field("messages_out", stats.outbound.messages)
+            .field("bytes_in", stats.inbound.bytes)
+            .field("bytes_out", stats.outbound.bytes)
+            .field("close_code", outcome.cause.code().0)
+            .field("close_sent", outcome.close_sent.map(|code| code.0))
+            .field("closed_by", row.by.name())
+            .field("cause", row.name)
+            .field("detail", detail(&outcome.cause))
+            .field("ping_rtt_ms", stats.ping_rtt.map(|rtt| rtt.as_secs_f64() * 1e3))
+            .field("pings_unanswered", stats.upstream_pings_unanswered)
+            .field("queue_max_bytes", stats.queue_max_bytes)
+            .emit();
+    }
+
+    fn fields(&self, event: Event) -> Event {
+        event
+            .field("listener", &*self.listener)
+            .field("rule", self.rule.as_deref().unwrap_or(NO_RULE))
+            .field("host", self.host.as_deref())
+            .field("path", self.path.as_deref())
+            .field("method", self.method.as_deref())
+            .field("client_ip", self.client)
+            .field("peer_ip", self.peer)
+            .field("origin", self.origin.as_deref())
+            .field("user_agent", self.user_agent.as_deref())
+            .field("protocol", "h1")
+            .field("session_id", format!("{:016x}", self.session_id))
+            .field("request_id", self.request_id.as_deref())
+            .field("traceparent", self.traceparent.as_deref())
+    }
+}
+
+/// The part of a peer's text that is kept.
+pub fn kept(bytes: &[u8]) -> Box<str> {
+    // One character more than the limit is enough to cut at it.
+    let front = &bytes[..bytes.len().min(events::MAX_TEXT_BYTES + 4)];
+    events::cut(&String::from_utf8_lossy(front)).into()
+}
+
+fn detail(cause: &Cause) -> Option<String> {
+    Some(cause.to_string()).filter(|detail| !detail.is_empty())
+}

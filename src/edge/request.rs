@@ -1,0 +1,170 @@
+//! What a request asks for, read from its head in exactly one way: its host, its path, its client.
+
+use std::net::IpAddr;
+
+use http::header;
+
+use super::gateway::{Gateway, ListenerState};
+use super::head::Head;
+use crate::cause::Refusal;
+use crate::policy::client_address::{self, Peer};
+use crate::policy::route::{self, Authority};
+use crate::ws::handshake::{list, list_has};
+
+/// A request, as the rules see it.
+#[derive(Debug)]
+pub struct Request {
+    /// Its head.
+    pub head: Head,
+    /// Its host and port; `None` only over HTTP/1.0.
+    pub authority: Option<Authority>,
+    /// Its path as rules compare it: without query, unreserved escapes decoded.
+    pub path: String,
+    /// The address of the client.
+    pub client: IpAddr,
+    /// The address of the peer.
+    pub peer: IpAddr,
+    /// Whether the peer is believed when it names the client.
+    pub peer_trusted: bool,
+    /// Whether it asks for a WebSocket.
+    pub intent: Intent,
+}
+
+/// What a request's Upgrade asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Intent {
+    /// Nothing: plain HTTP.
+    Plain,
+    /// A WebSocket. RFC 6455 §4.1.
+    WebSocket,
+    /// Something that is not done: it is served as plain HTTP without its Upgrade. RFC 9110 §7.8.
+    Ignored,
+}
+
+impl Request {
+    /// Reads a head.
+    ///
+    /// # Errors
+    /// `ConnectMethod`, `BadHost`, `BadPath`, `MixedUpgrade`, `UpgradeOverHttp10`, `HostNotServed`: what two readers
+    /// could read in different ways, or what this listener does not serve.
+    pub fn read(
+        mut head: Head,
+        peer: IpAddr,
+        listener: &ListenerState,
+        gateway: &Gateway,
+    ) -> Result<Self, (Head, Refusal)> {
+        let peer_trusted = gateway.trusted_proxies.contains(Peer::Ip(peer));
+        let client = client_address::resolve(
+            &listener.config.client_address,
+            &gateway.trusted_proxies,
+            peer,
+            &head.request.headers,
+        );
+        let read = |head: &mut Head| {
+            if head.request.method == http::Method::CONNECT {
+                return Err(Refusal::ConnectMethod);
+            }
+            let authority = read_target(head)?;
+            let raw_path = head.request.raw_path();
+            let raw_path = std::str::from_utf8(raw_path).map_err(|_| Refusal::BadPath)?;
+            let (path, _query) = raw_path.split_once('?').unwrap_or((raw_path, ""));
+            // `OPTIONS *` asks about the server as a whole: RFC 9110 §9.3.7.
+            let asterisk = path == "*" && head.request.method == http::Method::OPTIONS;
+            let path = match asterisk {
+                true => "*".to_owned(),
+                false => route::normalize_path(path).map_err(|_| Refusal::BadPath)?.into_owned(),
+            };
+            if let Some(hosts) = &listener.config.hosts {
+                let host = authority.as_ref().map_or("", |authority| &authority.host);
+                if !hosts.iter().any(|pattern| pattern.matches(host)) {
+                    return Err(Refusal::HostNotServed);
+                }
+            }
+            Ok((authority, path, read_intent(head)?))
+        };
+        match read(&mut head) {
+            Ok((authority, path, intent)) => Ok(Self { head, authority, path, client, peer, peer_trusted, intent }),
+            Err(refusal) => Err((head, refusal)),
+        }
+    }
+
+    /// Its host, in lower case and without a port; empty when it has none.
+    pub fn host(&self) -> &str {
+        self.authority.as_ref().map_or("", |authority| &authority.host)
+    }
+
+    /// The sites that an Origin may be the same as: the host that a trusted peer says the client asked for, and Host.
+    pub fn sites(&self) -> impl Iterator<Item = Authority> {
+        let forwarded = self.trusted("x-forwarded-host").and_then(|value| route::parse_authority(value.trim()).ok());
+        forwarded.into_iter().chain(self.authority.clone())
+    }
+
+    /// Whether the client used TLS, where a trusted peer says so. This listener cannot know it: it is cleartext.
+    pub fn secure(&self) -> Option<bool> {
+        match self.trusted("x-forwarded-proto")? {
+            "https" | "wss" => Some(true),
+            "http" | "ws" => Some(false),
+            _ => None,
+        }
+    }
+
+    fn trusted(&self, name: &str) -> Option<&str> {
+        self.head.request.headers.get(name).filter(|_| self.peer_trusted)?.to_str().ok()
+    }
+}
+
+/// Reads the authority from an absolute-form target or from Host. RFC 9112 §3.2.
+fn read_target(head: &mut Head) -> Result<Option<Authority>, Refusal> {
+    let mut hosts = head.request.headers.get_all(header::HOST).into_iter();
+    let host = hosts.next().map(|value| value.to_str().map_err(|_| Refusal::BadHost)).transpose()?;
+    if hosts.next().is_some() {
+        return Err(Refusal::BadHost);
+    }
+    let parse = |text: &str| route::parse_authority(text).map_err(|_| Refusal::BadHost);
+    let from_host = host.map(parse).transpose()?;
+    let target = std::str::from_utf8(head.request.raw_path()).map_err(|_| Refusal::BadPath)?;
+    let lower = target.get(..8).unwrap_or(target).to_ascii_lowercase();
+    let rest = match (lower.strip_prefix("http://"), lower.strip_prefix("https://")) {
+        (Some(_), _) => &target[7..],
+        (_, Some(_)) => &target[8..],
+        (None, None) if from_host.is_none() && head.request.version != http::Version::HTTP_10 => {
+            return Err(Refusal::BadHost);
+        }
+        (None, None) => return Ok(from_host),
+    };
+    let path_at = rest.find(['/', '?']).unwrap_or(rest.len());
+    let authority = parse(&rest[..path_at])?;
+    if from_host.is_some_and(|host| host != authority) {
+        return Err(Refusal::BadHost);
+    }
+    let path = match &rest[path_at..] {
+        path if path.starts_with('/') => path.to_owned(),
+        query => format!("/{query}"),
+    };
+    head.request.set_raw_path(path.as_bytes()).map_err(|_| Refusal::BadPath)?;
+    head.rewritten = true;
+    Ok(Some(authority))
+}
+
+/// Reads what Upgrade and Connection ask for. RFC 9110 §7.8, RFC 6455 §4.2.1.
+fn read_intent(head: &Head) -> Result<Intent, Refusal> {
+    let headers = &head.request.headers;
+    let mut lines = headers.get_all(header::UPGRADE).into_iter();
+    if lines.next().is_none() {
+        return Ok(Intent::Plain);
+    }
+    if lines.next().is_some() {
+        return Err(Refusal::MixedUpgrade);
+    }
+    let websocket = list_has(headers, &header::UPGRADE, "websocket");
+    if websocket && list(headers, &header::UPGRADE).count() > 1 {
+        return Err(Refusal::MixedUpgrade);
+    }
+    if !websocket || !list_has(headers, &header::CONNECTION, "upgrade") {
+        return Ok(Intent::Ignored);
+    }
+    if head.request.version == http::Version::HTTP_10 {
+        return Err(Refusal::UpgradeOverHttp10);
+    }
+    Ok(Intent::WebSocket)
+}

@@ -1,0 +1,398 @@
+//! The opening handshake: from a request that asks for a WebSocket to a tunnel, or to an answer. RFC 6455 §4.
+//!
+//! Every check comes before the upstream is asked; nothing of the client's goes on before the upstream's 101 has been
+//! verified; the 101 is written at once. A tunnel is a task of its own, so that what the handshake needed is given
+//! back. A client's connection ends here in every case: a refused upgrade closes it.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Instant;
+
+use futures_util::FutureExt as _;
+use http::header;
+use pingora::ErrorType;
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::protocols::http::v1::client::HttpSession;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use super::answer;
+use super::forwarding;
+use super::gateway::{Gateway, ListenerState, Rule};
+use super::record::{Opened, Record, kept};
+use super::request::Request;
+use super::stream::PrereadStream;
+use super::upstreams::{ConnectError, Lease};
+use crate::cause::Refusal;
+use crate::config::WebSocketMode;
+use crate::metrics::{RuleMetrics, SessionMark};
+use crate::policy::client_address;
+use crate::policy::connection_limit::{Denied, Enforce, Guard};
+use crate::policy::origin::Site;
+use crate::tunnel::registry::{Entry, Order};
+use crate::tunnel::session::{Opening, Session};
+use crate::ws::handshake;
+
+/// Unsent bytes of a client's socket from which it counts as not writable, so that pending output is noticed in time.
+const CLIENT_NOTSENT_LOWAT_BYTES: u32 = 128 << 10;
+
+/// The most 1xx answers that are skipped before the upstream's answer. RFC 9110 §15.2.
+const MAX_INTERIM_ANSWERS: usize = 16;
+
+/// What a session holds until it ends.
+struct Held {
+    _places: Places,
+    _lease: Lease,
+    _entry: Entry,
+    _mark: SessionMark,
+}
+
+/// A session's places under the limits.
+struct Places {
+    _client_descriptor: Guard,
+    _upstream_descriptor: Guard,
+    _in_rule: Guard,
+    _in_process: Guard,
+}
+
+/// Answers a request for a WebSocket, and runs its tunnel in a task of its own.
+pub async fn serve(
+    gateway: &Arc<Gateway>,
+    listener: &ListenerState,
+    mut io: TcpStream,
+    request: Request,
+    rule: Arc<Rule>,
+    record: Record,
+    client_descriptor: Guard,
+) {
+    let metrics = rule.metrics.clone();
+    let refuse = async |io: TcpStream, refusal: Refusal| {
+        metrics.refused(&refusal);
+        record.refused(&refusal, None);
+        answer::refuse(io, &refusal).await;
+    };
+    let places = match admit(gateway, &request, &rule, client_descriptor) {
+        Ok(places) => places,
+        Err(refusal) => return refuse(io, refusal).await,
+    };
+    let asked = tokio::select! {
+        biased;
+        asked = ask(&request, &rule, listener) => asked,
+        refusal = watch(&io) => Err(refusal),
+    };
+    let mut asked = match asked {
+        Ok(asked) => asked,
+        Err(refusal) => return refuse(io, refusal).await,
+    };
+    if asked.answer.status.as_u16() != 101 {
+        let refusal = Refusal::UpstreamAnswered(asked.answer.status.as_u16());
+        metrics.refused(&refusal);
+        record.refused(&refusal, None);
+        // Places and lease are held until the answer is relayed: it takes an upstream connection like any other.
+        relay(&mut io, &mut asked, rule.upstream_timeout).await;
+        return answer::end(io).await;
+    }
+    if let Err(error) = verify(&request, &asked) {
+        let refusal = Refusal::UpstreamInvalidUpgrade;
+        metrics.refused(&refusal);
+        record.refused(&refusal, Some(&error.to_string()));
+        return answer::refuse(io, &refusal).await;
+    }
+    if let Some(refusal) = watch(&io).now_or_never() {
+        return refuse(io, refusal).await;
+    }
+    let entry = gateway.registry.enter();
+    if gateway.is_refusing() {
+        return refuse(io, Refusal::Draining).await;
+    }
+    if !matches!(timeout(rule.upstream_timeout, io.write_all(&switching_protocols(&asked.answer))).await, Ok(Ok(()))) {
+        return refuse(io, Refusal::ClientGone).await;
+    }
+    let Some((upstream, preread)) = take_stream(asked.session).await else {
+        // The stream that went in is the one that comes out; without it there is no session to run.
+        return answer::end(io).await;
+    };
+    note_passed(&rule.metrics);
+    if gateway.is_refusing() {
+        // The drain began behind the check above, and may not have seen this session.
+        entry.control.give(Order::Drain);
+    }
+    let subprotocol = asked.answer.headers.get(header::SEC_WEBSOCKET_PROTOCOL).map(|value| kept(value.as_bytes()));
+    let opened = Opened {
+        upstream: rule.upstream.name().into(),
+        endpoint: asked.lease.endpoint().address().into(),
+        subprotocol,
+    };
+    let session = Session::new(Opening {
+        client: io,
+        upstream,
+        upstream_preread: preread,
+        settings: rule.tunnel.clone(),
+        metrics: rule.metrics.clone(),
+        control: entry.control.clone(),
+        endpoint_answers: asked.lease.endpoint().answers_pings().clone(),
+    });
+    let held = Held { _places: places, _lease: asked.lease, _entry: entry, _mark: rule.metrics.session() };
+    tokio::spawn(run(session, record, opened, rule.metrics.clone(), held));
+}
+
+/// A session from its 101 to its log line.
+async fn run(
+    session: Session<TcpStream, TcpStream>,
+    record: Record,
+    opened: Opened,
+    metrics: Arc<RuleMetrics>,
+    held: Held,
+) {
+    let outcome = session.await;
+    metrics.closed(&outcome.cause);
+    record.ended(&opened, &outcome);
+    drop(held);
+}
+
+/// Every check that needs no upstream, in the order of the table in the manual.
+fn admit(gateway: &Gateway, request: &Request, rule: &Rule, client_descriptor: Guard) -> Result<Places, Refusal> {
+    let key = client_address::limit_key(request.client);
+    let by_default = gateway.enforces_defaults_against(request.peer, request.peer_trusted);
+    if let Some((limit, written)) = rule.handshake_limit()
+        && let Err(retry_after) = limit.check(key, Instant::now())
+    {
+        if written || by_default {
+            return Err(Refusal::HandshakeRate(retry_after));
+        }
+        rule.metrics.would_refuse(Refusal::HandshakeRate(retry_after).row().policy);
+        gateway.warn_of_hop(request.peer);
+    }
+    if rule.websocket == WebSocketMode::Deny {
+        return Err(Refusal::UpgradeDenied);
+    }
+    check_handshake(request)?;
+    check_origin(request, rule)?;
+    let in_process = gateway.sessions.acquire(key, Enforce::ALL).map_err(|_| Refusal::ProcessConnections)?.guard;
+    let (limit, written) = rule.connection_limit();
+    let enforce = Enforce { per_ip: written || by_default, total: true };
+    let in_rule = limit.acquire(key, enforce).map_err(|denied| match denied {
+        Denied::PerIp => Refusal::ConnectionsPerIp,
+        Denied::Total => Refusal::ConnectionsTotal,
+    })?;
+    if in_rule.would_refuse.is_some() {
+        rule.metrics.would_refuse(Refusal::ConnectionsPerIp.row().policy);
+        gateway.warn_of_hop(request.peer);
+    }
+    Ok(Places {
+        _client_descriptor: client_descriptor,
+        _upstream_descriptor: gateway.take_descriptor().ok_or(Refusal::ProcessConnections)?,
+        _in_rule: in_rule.guard,
+        _in_process: in_process,
+    })
+}
+
+/// What RFC 6455 §4.2.1 asks of a client's handshake, and what must not come with one.
+fn check_handshake(request: &Request) -> Result<(), Refusal> {
+    let head = &request.head;
+    let headers = &head.request.headers;
+    if head.request.method != http::Method::GET {
+        return Err(Refusal::UpgradeMethod);
+    }
+    let empty_body = headers.get(header::CONTENT_LENGTH).is_none_or(|length| length == "0");
+    if !empty_body || headers.contains_key(header::TRANSFER_ENCODING) {
+        return Err(Refusal::BodyOnUpgrade);
+    }
+    let mut versions = headers.get_all(header::SEC_WEBSOCKET_VERSION).into_iter();
+    if versions.next().is_none_or(|version| version != "13") || versions.next().is_some() {
+        return Err(Refusal::UnsupportedVersion);
+    }
+    let mut keys = headers.get_all(header::SEC_WEBSOCKET_KEY).into_iter();
+    if !keys.next().is_some_and(|key| handshake::is_valid_key(key.as_bytes())) || keys.next().is_some() {
+        return Err(Refusal::BadKey);
+    }
+    let subprotocols = handshake::list(headers, &header::SEC_WEBSOCKET_PROTOCOL).all(handshake::is_token);
+    let extensions = headers
+        .get_all(header::SEC_WEBSOCKET_EXTENSIONS)
+        .into_iter()
+        .all(|line| handshake::is_valid_extension_list(line.as_bytes()));
+    if !(subprotocols && extensions) {
+        return Err(Refusal::BadOffer);
+    }
+    forwarding::nominated(headers)?;
+    if head.bytes.len() > head.len {
+        return Err(Refusal::EarlyData);
+    }
+    Ok(())
+}
+
+/// Against cross-site WebSocket hijacking. RFC 6455 §10.2.
+fn check_origin(request: &Request, rule: &Rule) -> Result<(), Refusal> {
+    let lines: Vec<&[u8]> =
+        request.head.request.headers.get_all(header::ORIGIN).into_iter().map(|value| value.as_bytes()).collect();
+    let allowed = request.sites().any(|authority| {
+        let site = Site { host: &authority.host, port: authority.port, secure: request.secure() };
+        rule.origin.decide(&lines, &site).is_ok()
+    });
+    if allowed { Ok(()) } else { Err(Refusal::OriginNotAllowed) }
+}
+
+/// Ends when the client sends something before its answer, or goes away.
+async fn watch(io: &TcpStream) -> Refusal {
+    match io.peek(&mut [0]).await {
+        Ok(0) | Err(_) => Refusal::ClientGone,
+        Ok(_) => Refusal::EarlyData,
+    }
+}
+
+/// An upstream that was asked, and its answer.
+struct Asked {
+    session: HttpSession,
+    answer: Box<ResponseHeader>,
+    lease: Lease,
+    sent: Box<RequestHeader>,
+}
+
+async fn ask(request: &Request, rule: &Rule, listener: &ListenerState) -> Result<Asked, Refusal> {
+    let (stream, lease) = rule.upstream.connect().await.map_err(|error| match error {
+        ConnectError::Timeout(_) => Refusal::UpstreamTimeout,
+        ConnectError::Unreachable(_) => Refusal::UpstreamUnreachable,
+    })?;
+    let sent = Box::new(upstream_request(request, listener)?);
+    let mut session = HttpSession::new(PrereadStream::boxed(stream, bytes::Bytes::new()));
+    let answer = timeout(rule.upstream_timeout, async {
+        session.write_request_header(sent.clone()).await?;
+        for _ in 0..MAX_INTERIM_ANSWERS {
+            let answer = session.read_resp_header_parts().await?;
+            if !answer.status.is_informational() || answer.status.as_u16() == 101 {
+                return Ok(answer);
+            }
+        }
+        pingora::Error::e_explain(ErrorType::InvalidHTTPHeader, "too many interim answers")
+    })
+    .await;
+    match answer {
+        Ok(Ok(answer)) => Ok(Asked { session, answer, lease, sent }),
+        Ok(Err(error)) if *error.etype() == ErrorType::InvalidHTTPHeader => Err(Refusal::UpstreamMalformed),
+        Ok(Err(_)) => Err(Refusal::UpstreamUnreachable),
+        Err(_) => Err(Refusal::UpstreamTimeout),
+    }
+}
+
+/// The handshake as the backend sees it.
+fn upstream_request(request: &Request, listener: &ListenerState) -> Result<RequestHeader, Refusal> {
+    let malformed = |_| Refusal::MalformedRequest;
+    let mut upstream = request.head.request.clone();
+    forwarding::strip_hop_by_hop(&mut upstream)?;
+    upstream.remove_header(&header::CONTENT_LENGTH);
+    // No extension can be inspected yet, so none is offered.
+    upstream.remove_header(&header::SEC_WEBSOCKET_EXTENSIONS);
+    forwarding::tell_client(&mut upstream, request, &listener.config.client_address);
+    upstream.insert_header("Connection", "Upgrade").map_err(malformed)?;
+    upstream.insert_header("Upgrade", "websocket").map_err(malformed)?;
+    Ok(upstream)
+}
+
+fn verify(request: &Request, asked: &Asked) -> Result<(), handshake::AnswerError> {
+    let key = request.head.request.headers.get(header::SEC_WEBSOCKET_KEY).map(|key| key.as_bytes());
+    handshake::check_answer(key.unwrap_or_default(), &asked.sent.headers, &asked.answer.headers)
+}
+
+/// The 101 to the client: the upstream's, with exact Upgrade and Connection. RFC 6455 §4.2.2.
+fn switching_protocols(answer: &ResponseHeader) -> Vec<u8> {
+    let mut head = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n".to_vec();
+    write_end_to_end_headers(&mut head, answer, &[header::CONTENT_LENGTH]);
+    head.extend_from_slice(b"\r\n");
+    head
+}
+
+/// Writes the headers that are for the client, in the upstream's own case.
+fn write_end_to_end_headers(into: &mut Vec<u8>, answer: &ResponseHeader, without: &[http::HeaderName]) {
+    // What an upstream's Connection names badly is dropped with it: the answer is judged by what is left.
+    let nominated = forwarding::nominated(&answer.headers).unwrap_or_default();
+    for (name, value) in answer.case_header_iter() {
+        let Ok(plain) = http::HeaderName::from_bytes(name.as_slice()) else { continue };
+        if forwarding::is_hop_by_hop(&plain) || nominated.contains(&plain) || without.contains(&plain) {
+            continue;
+        }
+        into.extend_from_slice(name.as_slice());
+        into.extend_from_slice(b": ");
+        into.extend_from_slice(value.as_bytes());
+        into.extend_from_slice(b"\r\n");
+    }
+}
+
+/// Relays an answer that is no 101 as what it is, and with it the end of the connection.
+async fn relay(io: &mut TcpStream, asked: &mut Asked, step_timeout: std::time::Duration) {
+    let answer = &asked.answer;
+    let status = answer.status;
+    let reason = answer.get_reason_phrase().unwrap_or("");
+    let mut head = format!("HTTP/1.1 {} {reason}\r\n", status.as_u16()).into_bytes();
+    let has_body = !matches!(status.as_u16(), 204 | 304);
+    let chunked = has_body && !answer.headers.contains_key(header::CONTENT_LENGTH);
+    write_end_to_end_headers(&mut head, answer, &[]);
+    // A 426 must name what it asks for: RFC 9110 §15.5.22.
+    match answer.headers.get(header::UPGRADE).filter(|_| status.as_u16() == 426) {
+        Some(upgrade) => {
+            head.extend_from_slice(b"Upgrade: ");
+            head.extend_from_slice(upgrade.as_bytes());
+            head.extend_from_slice(b"\r\nConnection: Upgrade, close\r\n");
+        }
+        None => head.extend_from_slice(b"Connection: close\r\n"),
+    }
+    head.extend_from_slice(if chunked { b"Transfer-Encoding: chunked\r\n\r\n" } else { b"\r\n" });
+    // An error on either side breaks off the body, and the end of the connection shows that to the client.
+    let _ = relay_body(io, &mut asked.session, &head, has_body, chunked, step_timeout).await;
+}
+
+async fn relay_body(
+    io: &mut TcpStream,
+    session: &mut HttpSession,
+    head: &[u8],
+    has_body: bool,
+    chunked: bool,
+    step_timeout: std::time::Duration,
+) -> io::Result<()> {
+    let write = async |io: &mut TcpStream, bytes: &[u8]| match timeout(step_timeout, io.write_all(bytes)).await {
+        Ok(written) => written,
+        Err(_) => Err(io::ErrorKind::TimedOut.into()),
+    };
+    write(io, head).await?;
+    while has_body {
+        let piece = match timeout(step_timeout, session.read_body_bytes()).await {
+            Ok(Ok(Some(piece))) if piece.is_empty() => continue,
+            Ok(Ok(piece)) => piece,
+            Ok(Err(_)) | Err(_) => return Err(io::ErrorKind::UnexpectedEof.into()),
+        };
+        match piece {
+            Some(piece) if chunked => {
+                write(io, format!("{:x}\r\n", piece.len()).as_bytes()).await?;
+                write(io, &piece).await?;
+                write(io, b"\r\n").await?;
+            }
+            Some(piece) => write(io, &piece).await?,
+            None if chunked => return write(io, b"0\r\n\r\n").await,
+            None => return Ok(()),
+        }
+    }
+    Ok(())
+}
+
+/// The upstream's stream, and what came behind its 101.
+async fn take_stream(mut session: HttpSession) -> Option<(TcpStream, Vec<u8>)> {
+    // Pingora gives what it read ahead as the first piece of the body. `into_inner` alone would lose it.
+    let ahead = session.read_body_bytes().now_or_never().and_then(Result::ok).flatten();
+    let (stream, _) = PrereadStream::unbox(session.into_inner())?;
+    Some((stream, ahead.map(Vec::from).unwrap_or_default()))
+}
+
+/// Keeps a client's socket from hiding that it is slow.
+pub fn tune_client(io: &TcpStream) {
+    let socket = socket2::SockRef::from(io);
+    // Both are only faster or sooner with them; a socket that does not know them works.
+    let _ = socket.set_tcp_nodelay(true);
+    let _ = socket.set_tcp_notsent_lowat(CLIENT_NOTSENT_LOWAT_BYTES);
+}
+
+fn note_passed(metrics: &RuleMetrics) {
+    metrics.accepted.inc();
+    for refusal in [Refusal::OriginNotAllowed, Refusal::HandshakeRate(Default::default()), Refusal::ConnectionsPerIp] {
+        metrics.allowed(refusal.row().policy);
+    }
+}
