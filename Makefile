@@ -51,4 +51,7 @@ check-examples: build ## Run `sluicegate check` on every file in examples/
 
 bench: ## Measure memory and CPU beside nginx and beside no proxy (takes minutes, needs nginx)
 	@scripts/setup test
-	$(CARGO) bench --locked --bench load
+	$(CARGO) bench --locked --bench load --no-run
+	@{ echo "# Measured"; echo; echo "By \`make bench\` on $$(date -u +%F) at commit $$(git rev-parse --short HEAD), $$(nproc) cores."; \
+	  echo "Compare the rows: absolute figures of a shared machine mean little."; \
+	  $(CARGO) bench --locked --bench load; } | tee docs/bench.md
