@@ -52,7 +52,7 @@ impl Request {
         peer: IpAddr,
         listener: &ListenerState,
         gateway: &Gateway,
-    ) -> Result<Self, (Head, Refusal)> {
+    ) -> Result<Self, (Box<Head>, Refusal)> {
         let peer_trusted = gateway.trusted_proxies.contains(Peer::Ip(peer));
         let client = client_address::resolve(
             &listener.config.client_address,
@@ -84,7 +84,7 @@ impl Request {
         };
         match read(&mut head) {
             Ok((authority, path, intent)) => Ok(Self { head, authority, path, client, peer, peer_trusted, intent }),
-            Err(refusal) => Err((head, refusal)),
+            Err(refusal) => Err((Box::new(head), refusal)),
         }
     }
 

@@ -354,7 +354,10 @@ async fn relay_body(
         Err(_) => Err(io::ErrorKind::TimedOut.into()),
     };
     write(io, head).await?;
-    while has_body {
+    if !has_body {
+        return Ok(());
+    }
+    loop {
         let piece = match timeout(step_timeout, session.read_body_bytes()).await {
             Ok(Ok(Some(piece))) if piece.is_empty() => continue,
             Ok(Ok(piece)) => piece,
@@ -371,7 +374,6 @@ async fn relay_body(
             None => return Ok(()),
         }
     }
-    Ok(())
 }
 
 /// The upstream's stream, and what came behind its 101.
