@@ -3,6 +3,9 @@
 //! A test never sleeps to let something happen: it waits for a log line, a metric or bytes, until a deadline that only
 //! a broken gateway reaches.
 
+mod forwarding;
 mod heads;
+mod limits;
 mod refusals;
 mod support;
+mod upgrade;

@@ -17,6 +17,12 @@ impl Config {
         Self { endpoints: vec![endpoint.to_string()], ..Self::default() }
     }
 
+    /// The same with another endpoint.
+    pub fn endpoint(mut self, endpoint: impl ToString) -> Self {
+        self.endpoints = vec![endpoint.to_string()];
+        self
+    }
+
     /// One more endpoint.
     pub fn and(mut self, endpoint: impl ToString) -> Self {
         self.endpoints.push(endpoint.to_string());
