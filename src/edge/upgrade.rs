@@ -255,7 +255,7 @@ async fn ask(request: &Request, rule: &Rule, listener: &ListenerState) -> Result
         ConnectError::Unreachable(_) => Refusal::UpstreamUnreachable,
     })?;
     let sent = Box::new(upstream_request(request, listener)?);
-    let mut session = HttpSession::new(PrereadStream::boxed(stream, bytes::Bytes::new()));
+    let mut session = HttpSession::new(PrereadStream::boxed(stream));
     let answer = timeout(rule.upstream_timeout, async {
         session.write_request_header(sent.clone()).await?;
         for _ in 0..MAX_INTERIM_ANSWERS {
