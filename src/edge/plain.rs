@@ -21,6 +21,7 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 
 use super::answer;
+use super::body::BodyEnd;
 use super::forwarding;
 use super::gateway::Rule;
 use super::head::Head;
@@ -80,9 +81,11 @@ impl PlainProxy {
         record: Record,
         upstream_descriptor: Guard,
     ) -> Option<(TcpStream, Bytes)> {
-        let (for_pingora, rest) = input(&request)?;
+        let head = head_for_pingora(&request)?;
+        let behind = request.head.bytes.slice(request.head.len..);
+        let end = BodyEnd::of(&request.head.request.headers);
         let _counted = InFlight::new(&self.in_flight);
-        let mut session = ServerSession::new_http1(PrereadStream::boxed(io, for_pingora));
+        let mut session = ServerSession::new_http1(PrereadStream::of_request(io, head, behind, end));
         session.set_keepalive(Some(IDLE_TIMEOUT.as_secs()));
         session.set_read_timeout(Some(IDLE_TIMEOUT));
         session.set_write_timeout(Some(IDLE_TIMEOUT));
@@ -98,8 +101,7 @@ impl PlainProxy {
         session.set_connection_user_context(Some(Box::new(plain)));
         let reused = self.proxy.process_new_http(session, &self.shutdown).await?;
         let (stream, _settings) = reused.consume();
-        let (io, unread) = PrereadStream::unbox(stream)?;
-        Some((io, if rest.is_empty() { unread } else { rest }))
+        PrereadStream::unbox(stream)
     }
 }
 
@@ -119,21 +121,14 @@ impl Drop for InFlight<'_> {
     }
 }
 
-/// What Pingora reads: the head, without an Upgrade, and the body as far as it came; and what belongs to the next
-/// request. `None` only if a head that was parsed cannot be written.
-fn input(request: &Request) -> Option<(Bytes, Bytes)> {
+/// The head that Pingora reads: as it came, or without an Upgrade. `None` only if a head that was parsed cannot be
+/// written.
+fn head_for_pingora(request: &Request) -> Option<Bytes> {
     let Head { request: header, bytes, len, rewritten } = &request.head;
-    let head = match request.intent {
-        Intent::Plain | Intent::WebSocket if !rewritten => bytes.slice(..*len),
-        _ => http_req_header_to_wire(&without_upgrade(header))?.freeze(),
-    };
-    let behind = bytes.slice(*len..);
-    let has_body = header.headers.contains_key(header::TRANSFER_ENCODING)
-        || header.headers.get(header::CONTENT_LENGTH).is_some_and(|length| length != "0");
-    if !has_body || behind.is_empty() {
-        return Some((head, behind));
+    match request.intent {
+        Intent::Plain | Intent::WebSocket if !rewritten => Some(bytes.slice(..*len)),
+        _ => Some(http_req_header_to_wire(&without_upgrade(header))?.freeze()),
     }
-    Some(([head, behind].concat().into(), Bytes::new()))
 }
 
 /// The request without what asks for another protocol. RFC 9110 §7.8, RFC 7540 §3.2.1.

@@ -64,11 +64,9 @@ impl Record {
     /// Of a head that could be parsed.
     pub fn of_head(listener: &Arc<str>, peer: IpAddr, head: &Head) -> Self {
         let text = |name: &HeaderName| head.request.headers.get(name).map(|value| kept(value.as_bytes()));
-        let target = head.request.raw_path();
-        let path = target.split(|byte| *byte == b'?').next().unwrap_or_default();
         Self {
             host: text(&header::HOST),
-            path: Some(kept(path)),
+            path: Some(kept(path_of(head.request.raw_path()))),
             method: Some(kept(head.request.method.as_str().as_bytes())),
             origin: text(&header::ORIGIN),
             user_agent: text(&header::USER_AGENT),
@@ -145,6 +143,18 @@ impl Record {
             .field("request_id", self.request_id.as_deref())
             .field("traceparent", self.traceparent.as_deref())
     }
+}
+
+/// A target without its query, and without an authority, which may hold a password.
+fn path_of(target: &[u8]) -> &[u8] {
+    let end = target.iter().position(|byte| *byte == b'?').unwrap_or(target.len());
+    let target = &target[..end];
+    if target.starts_with(b"/") {
+        return target;
+    }
+    let Some(authority) = target.windows(3).position(|three| three == b"://").map(|at| at + 3) else { return target };
+    let path = target[authority..].iter().position(|byte| *byte == b'/').map_or(target.len(), |at| authority + at);
+    &target[path..]
 }
 
 /// The part of a peer's text that is kept.

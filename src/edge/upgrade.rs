@@ -255,7 +255,7 @@ async fn ask(request: &Request, rule: &Rule, listener: &ListenerState) -> Result
         ConnectError::Unreachable(_) => Refusal::UpstreamUnreachable,
     })?;
     let sent = Box::new(upstream_request(request, listener)?);
-    let mut session = HttpSession::new(PrereadStream::boxed(stream, bytes::Bytes::new()));
+    let mut session = HttpSession::new(PrereadStream::boxed(stream));
     let answer = timeout(rule.upstream_timeout, async {
         session.write_request_header(sent.clone()).await?;
         for _ in 0..MAX_INTERIM_ANSWERS {
@@ -354,7 +354,10 @@ async fn relay_body(
         Err(_) => Err(io::ErrorKind::TimedOut.into()),
     };
     write(io, head).await?;
-    while has_body {
+    if !has_body {
+        return Ok(());
+    }
+    loop {
         let piece = match timeout(step_timeout, session.read_body_bytes()).await {
             Ok(Ok(Some(piece))) if piece.is_empty() => continue,
             Ok(Ok(piece)) => piece,
@@ -371,7 +374,6 @@ async fn relay_body(
             None => return Ok(()),
         }
     }
-    Ok(())
 }
 
 /// The upstream's stream, and what came behind its 101.
