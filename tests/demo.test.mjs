@@ -25,7 +25,7 @@ async function demo(...args) {
     printed,
     url: /^Open (http:\/\/\S+) in a browser\. Ctrl-C ends the demo\.$/m.exec(printed)?.[1],
     admin: /^Metrics are on (\S+), at \/metrics\.$/m.exec(printed)?.[1],
-    configuration: printed.split("\n").filter((line) => line.startsWith("    ")).map((line) => line.slice(4)).join("\n"),
+    configuration: [...printed.matchAll(/^ {4}(.*)$/gm)].map(([, line]) => line).join("\n"),
   };
 }
 
