@@ -723,6 +723,24 @@ async fn a_stopped_upstream_is_given_up_like_a_silent_one() {
     assert!(matches!(outcome.cause, Cause::UpstreamSilent(_)), "{:?}", outcome.cause);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_client_that_closes_and_reads_no_more_does_not_hold_the_session() {
+    let mut tunnel = open(quiet());
+    let (_reader, mut writer) = tokio::io::split(tunnel.upstream);
+    tokio::spawn(async move {
+        // It goes on sending, and its Close frame never comes.
+        while writer.write_all(&plain(0x82, &[1; 10_000])).await.is_ok() {
+            sleep(Duration::from_millis(10)).await;
+        }
+    });
+    sleep(secs(60)).await;
+    tunnel.client.write_all(&masked(0x88, &close(CloseCode::NORMAL, ""))).await.unwrap();
+    let start = tokio::time::Instant::now();
+    let outcome = timeout(secs(600), tunnel.session).await.unwrap().unwrap();
+    assert_eq!(outcome.cause, Cause::ClientClosed(Some(CloseCode::NORMAL)));
+    assert!(start.elapsed() <= secs(70), "{:?}", start.elapsed());
+}
+
 // ---- orders from outside --------------------------------------------------------------------------------------------
 
 #[tokio::test(start_paused = true)]

@@ -31,13 +31,9 @@ const SHARDS: usize = 64;
 /// sweep of it took 77 ms in a debug build, of which a shard is locked for about 1 ms at a time.
 pub const MAX_KEYS: usize = SHARDS * 14_336;
 
-/// The `handshake.per_ip` settings: `count` handshakes in `per` on average, `burst` at once.
+/// The `handshake.per_ip` settings: so many handshakes in a time on average, and so many at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rate {
-    count: u32,
-    per: Duration,
-    burst: u32,
-}
+pub struct Rate(Quota);
 
 impl Rate {
     /// A rate such as 10 in a second with 20 at once, or 10 in a minute.
@@ -47,19 +43,15 @@ impl Rate {
     /// to 1,000,000. With these bounds the time that a whole burst takes fits governor's nanoseconds.
     pub fn new(count: u32, per: Duration, burst: u32) -> Result<Self, Fault> {
         const ITEMS: std::ops::RangeInclusive<u32> = 1..=1_000_000;
-        if !ITEMS.contains(&count) || !(Duration::from_secs(1)..=Duration::from_secs(3600)).contains(&per) {
-            return Err(Fault::new("rate", format!("{count} per {per:?}"), "a rate from \"1/h\" to \"1000000/s\""));
-        }
-        if !ITEMS.contains(&burst) {
-            return Err(Fault::new("burst", burst.to_string(), "a number from 1 to 1000000"));
-        }
-        Ok(Self { count, per, burst })
-    }
-
-    fn quota(self) -> Quota {
-        let burst = NonZeroU32::new(self.burst).expect("new() refuses 0");
+        let in_range = ITEMS.contains(&count) && (Duration::from_secs(1)..=Duration::from_secs(3600)).contains(&per);
         // Not `Quota::per_second`, which cannot say less than one a second.
-        Quota::with_period(self.per / self.count).expect("1 s / 1,000,000 is 1 µs").allow_burst(burst)
+        let Some(quota) = in_range.then(|| Quota::with_period(per / count)).flatten() else {
+            return Err(Fault::new("rate", format!("{count} per {per:?}"), "a rate from \"1/h\" to \"1000000/s\""));
+        };
+        match NonZeroU32::new(burst) {
+            Some(items) if ITEMS.contains(&burst) => Ok(Self(quota.allow_burst(items))),
+            _ => Err(Fault::new("burst", burst.to_string(), "a number from 1 to 1000000")),
+        }
     }
 }
 
@@ -79,7 +71,7 @@ impl HandshakeLimit {
 
     fn with_max_keys(rate: Rate, now: Instant, max_keys: usize) -> Self {
         let store = BoundedStore::new(max_keys / SHARDS);
-        Self { limiter: RateLimiter::new(rate.quota(), store, GivenTime::default()), started_at: now }
+        Self { limiter: RateLimiter::new(rate.0, store, GivenTime::default()), started_at: now }
     }
 
     /// Counts one handshake of `key` at `now`.
