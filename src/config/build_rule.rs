@@ -18,7 +18,7 @@ use super::units::{ByteRate, Count, Rate, Size, Span};
 use super::yaml::Source;
 use crate::policy::origin::{Allow, OriginPolicy};
 use crate::policy::route::{MatchSpec, Matcher, PathSpec};
-use crate::policy::{Fault, keepalive, message, slow_client};
+use crate::policy::{Fault, keepalive, message, range, slow_client};
 
 const HANDSHAKE_RATE: Rate = Rate { count: 10, seconds: 1 };
 const HANDSHAKE_BURST: Count = Count(20);
@@ -111,9 +111,9 @@ pub fn build(raw: RawRule, place: &Place<'_>, names: Names<'_>, faults: &mut Vec
     let idle_timeout = raw.idle_timeout.and_then(|value| value.on().copied()).map(|span| span.0);
     let close_timeout = raw.close_timeout.unwrap_or(CLOSE_TIMEOUT).0;
     let spans = [
-        ranges::span("handshake.upstream_timeout", upstream_timeout, &ranges::UPSTREAM_TIMEOUT),
-        idle_timeout.and_then(|value| ranges::span("idle_timeout", value, &ranges::IDLE_TIMEOUT)),
-        ranges::span("close_timeout", close_timeout, &ranges::CLOSE_TIMEOUT),
+        range::span("handshake.upstream_timeout", upstream_timeout, &ranges::UPSTREAM_TIMEOUT),
+        idle_timeout.and_then(|value| range::span("idle_timeout", value, &ranges::IDLE_TIMEOUT)),
+        range::span("close_timeout", close_timeout, &ranges::CLOSE_TIMEOUT),
     ];
     found.extend(spans.into_iter().flatten().map(|fault| ("", fault)));
     let message = message(raw.message, &mut found);
@@ -227,7 +227,7 @@ fn connections(raw: Option<OrOff<RawConnections>>, found: &mut Found) -> (Option
     let per_ip = or_default(raw.per_ip, CONNECTIONS_PER_IP);
     let total = or_default(raw.total, CONNECTIONS_TOTAL);
     for (key, value) in [("per_ip", per_ip), ("total", total)] {
-        let fault = value.and_then(|value| ranges::count(key, value.0, &ranges::CONNECTIONS));
+        let fault = value.and_then(|value| range::count(key, value.0, &ranges::CONNECTIONS));
         found.extend(fault.map(|fault| ("connections", fault)));
     }
     (per_ip.map(ranges::to_usize), total.map(ranges::to_usize))
@@ -238,7 +238,8 @@ fn handshake_rate(raw: Option<OrOff<RawHandshakeRate>>, found: &mut Found) -> Op
     let policy = "handshake.per_ip";
     let keys = ["rate", "burst"];
     let limit = limit(policy, keys, raw.rate.unwrap_or(HANDSHAKE_RATE), raw.burst.unwrap_or(HANDSHAKE_BURST), found)?;
-    found.extend(ranges::rate("rate", "burst", limit).into_iter().map(|fault| (policy, fault)));
+    found
+        .extend(range::rate(["rate", "burst"], limit.per_second, limit.burst).into_iter().map(|fault| (policy, fault)));
     Some(limit)
 }
 
@@ -254,7 +255,7 @@ fn limit(
         Ok(per_second) => Some(message::Rate { per_second, burst: burst.0 }),
         Err(fault) => {
             found.push((policy, fault));
-            found.extend(ranges::burst(burst_key, burst.0).map(|fault| (policy, fault)));
+            found.extend(range::burst(burst_key, burst.0).map(|fault| (policy, fault)));
             None
         }
     }
@@ -295,7 +296,7 @@ fn message(raw: Option<OrOff<RawMessage>>, found: &mut Found) -> message::Settin
         utf8: raw.utf8 != Some(RawSwitch::Off),
         upstream_max_size_bytes: or_default(raw.upstream_max_size, UPSTREAM_MAX_SIZE).map(|size| size.0),
     };
-    found.extend(ranges::message(&settings).into_iter().map(|fault| ("message", fault)));
+    found.extend(settings.faults().into_iter().map(|fault| ("message", fault)));
     settings
 }
 
@@ -328,7 +329,7 @@ fn keepalive(raw: &RawKeepalive, found: &mut Found) -> keepalive::Settings {
         client: pings(RawSide::Client),
         upstream: pings(RawSide::Upstream),
     };
-    found.extend(ranges::keepalive(&settings).into_iter().map(|fault| ("keepalive", fault)));
+    found.extend(settings.faults().into_iter().map(|fault| ("keepalive", fault)));
     settings
 }
 
@@ -337,6 +338,6 @@ fn slow_client(raw: &RawSlowClient, found: &mut Found) -> slow_client::Settings 
         timeout: raw.timeout.unwrap_or(SLOW_CLIENT_TIMEOUT).0,
         min_rate_bytes: raw.min_rate.unwrap_or(SLOW_CLIENT_RATE).0,
     };
-    found.extend(ranges::slow_client(&settings).into_iter().map(|fault| ("slow_client", fault)));
+    found.extend(settings.faults().into_iter().map(|fault| ("slow_client", fault)));
     settings
 }

@@ -10,6 +10,8 @@ use std::time::Duration;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{Deserialize, Deserializer, Error as _};
 
+use crate::policy::range::{SIZE_UNITS, SPAN_UNITS_MS};
+
 /// A duration: `250ms`, `30s`, `5m`, `1h`, `7d`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span(pub Duration);
@@ -43,8 +45,6 @@ pub fn parse_duration(text: &str) -> Result<Duration, &'static str> {
     text.parse::<Span>().map(|span| span.0)
 }
 
-const SIZE_UNITS: [(&str, u64); 4] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
-const SPAN_UNITS_MS: [(&str, u64); 5] = [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)];
 const RATE_UNITS_SECONDS: [(&str, u64); 3] = [("h", 3600), ("m", 60), ("s", 1)];
 
 impl Rate {
@@ -60,13 +60,6 @@ fn parse_with_unit(text: &str, units: &[(&str, u64)]) -> Option<u64> {
     let (number, unit) = text.split_at(unit_at);
     let factor = units.iter().find(|(name, _)| *name == unit)?.1;
     number.parse::<u64>().ok()?.checked_mul(factor)
-}
-
-/// Writes a number with the largest unit that divides it.
-fn write_with_unit(f: &mut fmt::Formatter<'_>, number: u64, units: &[(&str, u64)]) -> fmt::Result {
-    let fits = |(_, factor): &&(&str, u64)| number >= *factor && number.is_multiple_of(*factor);
-    let (unit, factor) = units.iter().find(fits).or(units.last()).copied().unwrap_or(("", 1));
-    write!(f, "{}{unit}", number / factor)
 }
 
 /// A value that is text in a file: its parser, its pattern in the schema, and what a message calls it.
@@ -145,27 +138,6 @@ impl JsonSchema for Count {
     }
 }
 
-impl fmt::Display for Span {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.0.is_zero() {
-            return f.write_str("0s");
-        }
-        write_with_unit(f, u64::try_from(self.0.as_millis()).unwrap_or(u64::MAX), &SPAN_UNITS_MS[1..])
-    }
-}
-
-impl fmt::Display for Size {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write_with_unit(f, self.0, &SIZE_UNITS)
-    }
-}
-
-impl fmt::Display for ByteRate {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/s", Size(self.0))
-    }
-}
-
 impl fmt::Display for Rate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let unit =
@@ -211,15 +183,5 @@ mod tests {
         for text in ["1MiB", "1/s", "1MiB/m"] {
             assert!(text.parse::<ByteRate>().is_err(), "{text}");
         }
-    }
-
-    #[test]
-    fn values_are_written_with_the_largest_unit_that_fits() {
-        for (span, text) in [(0, "0s"), (250, "250ms"), (1000, "1s"), (90_000, "90s"), (600_000, "10m")] {
-            assert_eq!(Span(Duration::from_millis(span)).to_string(), text);
-        }
-        assert_eq!(Size(1 << 20).to_string(), "1MiB");
-        assert_eq!(Size(1000).to_string(), "1000B");
-        assert_eq!(ByteRate(1024).to_string(), "1KiB/s");
     }
 }

@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
+use super::Fault;
 use super::gcra::Gcra;
+use super::range::{self, BYTES, HOUR};
 use crate::cause::Cause;
 use crate::ws::scan::Message;
 
@@ -34,6 +36,25 @@ pub struct Settings {
     pub utf8: bool,
     /// The largest message of a backend, in bytes on the wire over all its fragments: 1009.
     pub upstream_max_size_bytes: Option<u64>,
+}
+
+impl Settings {
+    /// What is outside its range.
+    pub fn faults(&self) -> Vec<Fault> {
+        let rate = |keys, rate: Option<Rate>| {
+            rate.map_or_else(Vec::new, |rate| range::rate(keys, rate.per_second, rate.burst))
+        };
+        let single = [
+            self.max_size_bytes.and_then(|bytes| range::size("max_size", bytes, &BYTES)),
+            self.max_fragments.and_then(|count| range::count("max_fragments", count.into(), &(1..=1_000_000))),
+            self.bytes.and_then(|bytes| range::byte_rate("rate.bytes", bytes.per_second)),
+            self.stall_timeout.and_then(|timeout| range::span("stall_timeout", timeout, &range::millis(100, HOUR))),
+            self.upstream_max_size_bytes.and_then(|bytes| range::size("upstream_max_size", bytes, &BYTES)),
+        ];
+        let messages = rate(["rate.messages", "rate.burst"], self.messages);
+        let control = rate(["control_rate.frames", "control_rate.burst"], self.control);
+        single.into_iter().flatten().chain(messages).chain(control).collect()
+    }
 }
 
 /// The message policies of one session: it sees the client's frames and says which are too much.
