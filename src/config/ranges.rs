@@ -5,8 +5,7 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use super::units::{Count, Rate};
-use crate::policy::Fault;
+use super::units::Count;
 use crate::policy::range::{HOUR, MINUTE, millis};
 
 pub const HEAD_TIMEOUT: RangeInclusive<Duration> = millis(100, 10 * MINUTE);
@@ -20,18 +19,6 @@ pub const CLOSE_TIMEOUT: RangeInclusive<Duration> = millis(100, 5 * MINUTE);
 pub const IDLE_TIMEOUT: RangeInclusive<Duration> = millis(100, 30 * 24 * HOUR);
 pub const SHUTDOWN_DELAY: RangeInclusive<Duration> = millis(0, HOUR);
 pub const SHUTDOWN_DRAIN: RangeInclusive<Duration> = millis(0, 24 * HOUR);
-
-/// A rate as policies take it: whole things a second.
-///
-/// # Errors
-/// The fault of a rate that is no whole number a second, such as `100/m`.
-pub fn per_second(key: &str, rate: Rate) -> Result<u64, Fault> {
-    rate.per_second().ok_or_else(|| {
-        let allowed =
-            format!("a rate that is a whole number a second, such as \"{}/s\"", rate.count.div_ceil(rate.seconds));
-        Fault::new(key, format!("\"{rate}\""), allowed)
-    })
-}
 
 /// A number that was checked, as a platform's size.
 pub fn to_usize(value: Count) -> usize {

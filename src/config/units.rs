@@ -25,8 +25,8 @@ pub struct Size(pub u64);
 pub struct Rate {
     /// How many...
     pub count: u64,
-    /// ...in so many seconds.
-    pub seconds: u64,
+    /// ...in this time.
+    pub per: Duration,
 }
 
 /// A rate of bytes: `1MiB/s`.
@@ -48,9 +48,9 @@ pub fn parse_duration(text: &str) -> Result<Duration, &'static str> {
 const RATE_UNITS_SECONDS: [(&str, u64); 3] = [("h", 3600), ("m", 60), ("s", 1)];
 
 impl Rate {
-    /// The rate a second, when that is a whole number.
-    pub fn per_second(self) -> Option<u64> {
-        self.count.is_multiple_of(self.seconds).then_some(self.count / self.seconds)
+    /// So many a second.
+    pub const fn per_second(count: u64) -> Self {
+        Self { count, per: Duration::from_secs(1) }
     }
 }
 
@@ -101,11 +101,11 @@ text_value!(
     "a size with its unit, such as \"512B\", \"64KiB\" or \"1MiB\"",
     |text| parse_with_unit(text, &SIZE_UNITS).map(Self)
 );
-text_value!(Rate, "^[0-9]{1,12}/(s|m|h)$", "a rate with its unit, such as \"10/s\" or \"600/m\"", |text| {
+text_value!(Rate, "^[0-9]{1,12}/(s|m|h)$", "a rate with its unit, such as \"10/s\", \"100/m\" or \"1000/h\"", |text| {
     let (count, unit) = text.split_once('/')?;
     let seconds = RATE_UNITS_SECONDS.iter().find(|(name, _)| *name == unit)?.1;
     count.bytes().all(|b| b.is_ascii_digit()).then_some(())?;
-    Some(Self { count: count.parse().ok()?, seconds })
+    Some(Self { count: count.parse().ok()?, per: Duration::from_secs(seconds) })
 });
 text_value!(
     ByteRate,
@@ -138,14 +138,6 @@ impl JsonSchema for Count {
     }
 }
 
-impl fmt::Display for Rate {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let unit =
-            RATE_UNITS_SECONDS.iter().find(|(_, seconds)| *seconds == self.seconds).map_or("s", |(unit, _)| unit);
-        write!(f, "{}/{unit}", self.count)
-    }
-}
-
 impl fmt::Display for Count {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
@@ -163,10 +155,9 @@ mod tests {
         assert_eq!("0s".parse(), Ok(Span(Duration::ZERO)));
         assert_eq!("64KiB".parse(), Ok(Size(65536)));
         assert_eq!("7B".parse(), Ok(Size(7)));
-        assert_eq!("100/m".parse(), Ok(Rate { count: 100, seconds: 60 }));
+        assert_eq!("100/m".parse(), Ok(Rate { count: 100, per: Duration::from_secs(60) }));
         assert_eq!("1MiB/s".parse(), Ok(ByteRate(1 << 20)));
-        assert_eq!("600/m".parse::<Rate>().ok().and_then(Rate::per_second), Some(10));
-        assert_eq!("100/m".parse::<Rate>().ok().and_then(Rate::per_second), None);
+        assert_eq!("10/s".parse(), Ok(Rate::per_second(10)));
     }
 
     #[test]

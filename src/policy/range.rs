@@ -23,7 +23,7 @@ pub const HOUR: u64 = 60 * MINUTE;
 /// A range of sizes and of bytes a second: the end is far more than any machine has, and sums of it do not overflow.
 pub const BYTES: RangeInclusive<u64> = 1..=1 << 40;
 
-/// A range of handshakes, messages and frames.
+/// A range of handshakes, messages and control frames, in the time of a rate or at once.
 const ITEMS: RangeInclusive<u64> = 1..=1_000_000;
 
 /// A range of durations, in milliseconds.
@@ -52,15 +52,15 @@ pub fn byte_rate(key: &str, value: u64) -> Option<Fault> {
     outside(key, &value, &BYTES, "a rate", |value| format!("{}/s", Size(*value)))
 }
 
-/// The faults of a rate and its burst.
-pub fn rate([rate_key, burst_key]: [&str; 2], per_second: u64, items: u64) -> Vec<Fault> {
-    let rate = outside(rate_key, &per_second, &ITEMS, "a rate", |count| format!("{count}/s"));
-    rate.into_iter().chain(burst(burst_key, items)).collect()
-}
-
-/// The fault of a burst.
-pub fn burst(key: &str, items: u64) -> Option<Fault> {
-    count(key, items, &ITEMS)
+/// The faults of a rate, which is `items` in `per`, and of its burst.
+pub fn rate([rate_key, burst_key]: [&str; 2], items: u64, per: Duration, burst: u64) -> Vec<Fault> {
+    let in_range = ITEMS.contains(&items) && millis(SECOND, HOUR).contains(&per);
+    let fault = || {
+        let allowed = "1 to 1000000 in a second, minute or hour, such as \"10/s\", \"100/m\" or \"1000/h\"";
+        Fault::new(rate_key, format!("{items} in {}", Span(per)), allowed)
+    };
+    let rate = (!in_range).then(fault);
+    rate.into_iter().chain(count(burst_key, burst, &ITEMS)).collect()
 }
 
 /// A fault of a policy that can be switched off, which is what the user may have meant.
@@ -121,6 +121,21 @@ mod tests {
         }
         assert_eq!(Size(1 << 20).to_string(), "1MiB");
         assert_eq!(Size(1000).to_string(), "1000B");
+    }
+
+    #[test]
+    fn rates_are_of_a_second_to_an_hour() {
+        let faults = |items, secs, burst| {
+            let faults = rate(["rate", "burst"], items, Duration::from_secs(secs), burst);
+            faults.into_iter().map(|fault| fault.key).collect::<Vec<_>>()
+        };
+        for (items, secs) in [(1, 3600), (1, 1), (1_000_000, 3600), (1_000_000, 1), (100, 60)] {
+            assert!(faults(items, secs, 1).is_empty(), "{items} in {secs} s");
+        }
+        for (items, secs) in [(0, 1), (1_000_001, 1), (1_000_001, 3600), (1, 0), (1, 3601)] {
+            assert_eq!(faults(items, secs, 1_000_000), ["rate"], "{items} in {secs} s");
+        }
+        assert_eq!(faults(0, 1, 0), ["rate", "burst"]);
     }
 
     #[test]
