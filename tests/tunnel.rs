@@ -36,7 +36,7 @@ fn settings() -> Settings {
             max_fragments: Some(1024),
             messages: None,
             bytes: None,
-            control: Some(message::Rate { per_second: 20, burst: 100 }),
+            control: Some(message::Rate::per_second(20, 100)),
             stall_timeout: Some(secs(60)),
             utf8: true,
             upstream_max_size_bytes: Some(16 << 20),
@@ -428,12 +428,12 @@ async fn too_many_fragments_messages_bytes_and_pings_get_1008() {
     assert_eq!(tunnel.outcome().await.cause, Cause::TooManyFragments { limit: 2 });
 
     let mut limited = settings();
-    limited.message.messages = Some(message::Rate { per_second: 1, burst: 1 });
+    limited.message.messages = Some(message::Rate::per_second(1, 1));
     let outcome = client_violates(limited, &masked(0x81, b"one too many"), CloseCode::POLICY_VIOLATION).await;
     assert_eq!(outcome.cause, Cause::MessageRate);
 
     let mut limited = settings();
-    limited.message.bytes = Some(message::Rate { per_second: 10, burst: 10 });
+    limited.message.bytes = Some(message::Rate::per_second(10, 10));
     let outcome = client_violates(limited, &masked(0x81, b"too many bytes"), CloseCode::POLICY_VIOLATION).await;
     assert_eq!(outcome.cause, Cause::ByteRate);
 

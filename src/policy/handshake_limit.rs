@@ -19,7 +19,7 @@ use governor::state::{InMemoryState, NotKeyed, StateStore};
 use governor::{Quota, RateLimiter};
 use parking_lot::Mutex;
 
-use super::Fault;
+use super::{Fault, range};
 
 /// Independent parts of the map, each behind its own lock; far more than cores, so that two rarely meet in one.
 const SHARDS: usize = 64;
@@ -41,16 +41,15 @@ impl Rate {
     /// # Errors
     /// A fault of `rate` when `count` is not 1 to 1,000,000 or `per` is not 1 s to 1 h, of `burst` when that is not 1
     /// to 1,000,000. With these bounds the time that a whole burst takes fits governor's nanoseconds.
-    pub fn new(count: u32, per: Duration, burst: u32) -> Result<Self, Fault> {
-        const ITEMS: std::ops::RangeInclusive<u32> = 1..=1_000_000;
-        let in_range = ITEMS.contains(&count) && (Duration::from_secs(1)..=Duration::from_secs(3600)).contains(&per);
-        // Not `Quota::per_second`, which cannot say less than one a second.
-        let Some(quota) = in_range.then(|| Quota::with_period(per / count)).flatten() else {
-            return Err(Fault::new("rate", format!("{count} per {per:?}"), "a rate from \"1/h\" to \"1000000/s\""));
-        };
-        match NonZeroU32::new(burst) {
-            Some(items) if ITEMS.contains(&burst) => Ok(Self(quota.allow_burst(items))),
-            _ => Err(Fault::new("burst", burst.to_string(), "a number from 1 to 1000000")),
+    pub fn new(count: u64, per: Duration, burst: u64) -> Result<Self, Vec<Fault>> {
+        let faults = range::rate(["rate", "burst"], count, per, burst);
+        let items = |number: u64| u32::try_from(number).ok().and_then(NonZeroU32::new);
+        match (items(count), items(burst)) {
+            // Not `Quota::per_second`, which cannot say less than one a second.
+            (Some(count), Some(burst)) if faults.is_empty() => {
+                Quota::with_period(per / count.get()).map(|quota| Self(quota.allow_burst(burst))).ok_or(faults)
+            }
+            _ => Err(faults),
         }
     }
 }
@@ -202,7 +201,7 @@ mod tests {
         IpAddr::V4(Ipv4Addr::from(n))
     }
 
-    fn rate(count: u32, per_secs: u64, burst: u32) -> Rate {
+    fn rate(count: u64, per_secs: u64, burst: u64) -> Rate {
         Rate::new(count, Duration::from_secs(per_secs), burst).unwrap()
     }
 
@@ -254,9 +253,14 @@ mod tests {
     #[test]
     fn faults_name_the_key() {
         let second = Duration::from_secs(1);
-        assert_eq!(Rate::new(0, second, 1).unwrap_err().key, "rate");
-        assert_eq!(Rate::new(1, Duration::from_millis(10), 1).unwrap_err().key, "rate");
-        assert_eq!(Rate::new(1, second, 0).unwrap_err().key, "burst");
+        let keys = |count, per, burst| {
+            let faults = Rate::new(count, per, burst).unwrap_err();
+            faults.into_iter().map(|fault| fault.key).collect::<Vec<_>>()
+        };
+        assert_eq!(keys(0, second, 1), ["rate"]);
+        assert_eq!(keys(1, Duration::from_millis(10), 1), ["rate"]);
+        assert_eq!(keys(1, second, 0), ["burst"]);
+        assert_eq!(keys(u64::MAX, second, u64::MAX), ["rate", "burst"]);
         // The extremes do not overflow governor's arithmetic, which panics.
         let start = Instant::now();
         let limit = HandshakeLimit::new(rate(1, 3600, 1_000_000), start);

@@ -11,6 +11,7 @@ pub mod handshake_limit;
 pub mod keepalive;
 pub mod message;
 pub mod origin;
+pub mod range;
 pub mod route;
 pub mod slow_client;
 
