@@ -1,7 +1,7 @@
 //! A configuration brought to life: listeners, the admin endpoint, and their end in good order.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -27,6 +27,9 @@ const DRAIN_POLL: Duration = Duration::from_millis(20);
 /// How long sessions that were cut may take to write their log lines.
 const CUT_GRACE: Duration = Duration::from_secs(1);
 
+/// Where the search for a free admin port in order ends: users expect it near 9901.
+const LAST_ADMIN_PORT: u16 = 9999;
+
 /// Without a limit that could be read the process is taken to have the usual one.
 const USUAL_DESCRIPTOR_LIMIT: u64 = 1024;
 
@@ -47,7 +50,7 @@ pub struct App {
 pub enum AdminFallback {
     /// Fail.
     Fail,
-    /// Take a free port.
+    /// Take the next free port: up to [`LAST_ADMIN_PORT`] in order, and then any.
     FreePort,
 }
 
@@ -146,12 +149,25 @@ fn announce(name: &str, address: SocketAddr) {
 }
 
 fn bind_admin(address: SocketAddr, fallback: AdminFallback) -> io::Result<TcpListener> {
-    match listener::bind(address) {
-        Err(error) if error.kind() == io::ErrorKind::AddrInUse && fallback == AdminFallback::FreePort => {
-            listener::bind((Ipv4Addr::LOCALHOST, 0).into())
+    let mut bound = listener::bind(address);
+    for port in next_ports(address.port(), fallback) {
+        match &bound {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                bound = listener::bind(SocketAddr::new(address.ip(), port));
+            }
+            _ => break,
         }
-        bound => bound,
     }
+    bound
+}
+
+/// The ports that are tried when `port` is taken; 0 takes any.
+fn next_ports(port: u16, fallback: AdminFallback) -> impl Iterator<Item = u16> {
+    let next = match fallback {
+        AdminFallback::Fail => None,
+        AdminFallback::FreePort => Some((port.saturating_add(1)..=LAST_ADMIN_PORT).chain([0])),
+    };
+    next.into_iter().flatten()
 }
 
 fn named(name: &str, address: SocketAddr) -> impl FnOnce(io::Error) -> io::Error {
@@ -164,5 +180,31 @@ async fn sweep(gateway: Arc<Gateway>, mut stopped: watch::Receiver<bool>) {
             _ = stopped.wait_for(|stopped| *stopped) => return,
             () = tokio::time::sleep(SWEEP_EVERY) => gateway.sweep(Instant::now()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_next_ports_come_in_order_and_then_any() {
+        let ports: Vec<u16> = next_ports(9901, AdminFallback::FreePort).collect();
+        assert_eq!((ports.first(), ports.len()), (Some(&9902), 99));
+        assert_eq!(ports[97..], [9999, 0]);
+        assert!(ports[..98].is_sorted());
+        assert_eq!(next_ports(u16::MAX, AdminFallback::FreePort).collect::<Vec<_>>(), [0]);
+        assert_eq!(next_ports(9901, AdminFallback::Fail).count(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_taken_admin_address_moves_only_where_it_may() {
+        let taken = listener::bind("127.0.0.1:0".parse().expect("an address")).expect("a free port");
+        let address = taken.local_addr().expect("it is bound");
+        assert_eq!(bind_admin(address, AdminFallback::Fail).expect_err("taken").kind(), io::ErrorKind::AddrInUse);
+        let moved = bind_admin(address, AdminFallback::FreePort).expect("a free port");
+        let moved = moved.local_addr().expect("it is bound");
+        assert_eq!(moved.ip(), address.ip());
+        assert_ne!(moved.port(), address.port());
     }
 }

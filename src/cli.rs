@@ -4,7 +4,7 @@
 
 use std::future::Future;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -12,9 +12,10 @@ use clap::{Parser, Subcommand, ValueEnum};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::app::{AdminFallback, App};
-use crate::config::{self, AdminBind, Config};
+use crate::config::{self, AdminBind, Checked, Config, Loaded};
 use crate::events;
 use crate::tools::demo;
+use crate::tools::host::{self, Host};
 
 const FAILED: u8 = 1;
 const FAULTY: u8 = 2;
@@ -56,15 +57,18 @@ enum Command {
         #[arg(long, value_name = "URL", requires = "listen", value_parser = parse_backend)]
         to: Option<String>,
         /// Without a file: where to serve health and metrics, a loopback address or `off`. Default: 127.0.0.1:9901, or
-        /// a free port where that is taken.
+        /// the next free port.
         #[arg(long, value_name = "ADDR|off", value_parser = parse_admin)]
         admin: Option<AdminBind>,
     },
     /// Check a configuration file, and the rule files that it names, and report every fault at once.
     Check {
-        /// The configuration file.
+        /// The configuration file, or a rule file alone.
         #[arg(short, long, value_name = "FILE")]
         config: PathBuf,
+        /// Look at this machine too: SYN cookies, the limit of descriptors, the queue of new connections, the ports.
+        #[arg(long)]
+        host: bool,
     },
     /// Start a sample backend, the gateway in front of it, and a page to try it.
     Demo {
@@ -83,7 +87,7 @@ pub fn main() -> ExitCode {
     };
     let level = if cli.debug { log::LevelFilter::Debug } else { log::LevelFilter::Info };
     match cli.command {
-        Command::Check { config } => check(&config),
+        Command::Check { config, host } => check(&config, host),
         Command::Run { config: Some(file), .. } => match config::load(&file) {
             Ok(loaded) => {
                 events::init(format, level);
@@ -144,17 +148,39 @@ fn run(command: impl Future<Output = Result<(), String>>) -> ExitCode {
     }
 }
 
-fn check(file: &std::path::Path) -> ExitCode {
-    match config::load(file) {
-        Ok(loaded) => {
-            for warning in &loaded.warnings {
+fn check(file: &Path, look_at_host: bool) -> ExitCode {
+    let checked = match config::check(file) {
+        Ok(checked) => checked,
+        Err(faults) => return report(&faults),
+    };
+    let (config, summary) = match checked {
+        Checked::Main(loaded) => {
+            let Loaded { config, warnings } = *loaded;
+            for warning in &warnings {
                 eprintln!("warning: {warning}");
             }
-            let (rules, listeners) = (loaded.config.rules.len(), loaded.config.listeners.len());
-            println!("{}: sound ({listeners} listener(s), {rules} rule(s))", file.display());
-            ExitCode::SUCCESS
+            let summary = format!("{} listener(s), {} rule(s)", config.listeners.len(), config.rules.len());
+            (Some(config), summary)
         }
-        Err(faults) => report(&faults),
+        Checked::Rules { rules } => {
+            let unchecked = "the names of listeners and upstreams were not checked";
+            (None, format!("{rules} rule(s) alone; {unchecked}"))
+        }
+    };
+    if look_at_host {
+        warn_of_host(config.as_ref());
+    }
+    println!("{}: sound ({summary})", file.display());
+    ExitCode::SUCCESS
+}
+
+fn warn_of_host(config: Option<&Config>) {
+    let host = Host::read();
+    for warning in host::warnings(&host, config) {
+        eprintln!("warning: {warning}");
+    }
+    for setting in host::unread(&host) {
+        eprintln!("warning: host: {setting}: cannot be read here, so it was not checked");
     }
 }
 
@@ -226,6 +252,7 @@ mod tests {
     fn run_takes_a_file_or_two_addresses() {
         let parse = |args: &str| Cli::try_parse_from(args.split(' ')).is_ok();
         assert!(parse("sluicegate run -c file.yaml"));
+        assert!(parse("sluicegate check -c file.yaml --host"));
         assert!(parse("sluicegate run --listen 127.0.0.1:8080 --to http://127.0.0.1:3000"));
         assert!(parse("sluicegate run --listen 127.0.0.1:8080 --to http://127.0.0.1:3000 --admin off"));
         assert!(!parse("sluicegate run"));

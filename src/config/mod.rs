@@ -45,6 +45,18 @@ pub struct Loaded {
     pub warnings: Vec<Warning>,
 }
 
+/// A file without faults.
+#[derive(Clone, Debug)]
+pub enum Checked {
+    /// A main file, with the rule files that it names.
+    Main(Box<Loaded>),
+    /// A file of rules alone: the names of listeners and upstreams in it were not checked.
+    Rules {
+        /// How many rules it has.
+        rules: usize,
+    },
+}
+
 /// A file's text under its name.
 #[derive(Clone, Copy, Debug)]
 pub struct Text<'a> {
@@ -59,18 +71,47 @@ pub struct Text<'a> {
 /// # Errors
 /// Every fault of every file at once.
 pub fn load(path: &Path) -> Result<Loaded, Vec<ConfigFault>> {
-    let environment = |name: &str| std::env::var(name).ok();
-    let name = path.display().to_string();
+    load_text(path, &read_text(path)?)
+}
+
+/// Checks a file of either kind, with the variables of the process.
+///
+/// # Errors
+/// Every fault at once; of a main file those of the rule files that it names too.
+pub fn check(path: &Path) -> Result<Checked, Vec<ConfigFault>> {
     let text = read_text(path)?;
+    let name = path.display().to_string();
+    if let Ok((source, _)) = yaml::read(&name, &text)
+        && let Some(rules) = rules_alone(&source.tree)
+    {
+        return check_rules(Text { name: &name, text: &text }, &of_process).map(|()| Checked::Rules { rules });
+    }
+    load_text(path, &text).map(|loaded| Checked::Main(Box::new(loaded)))
+}
+
+/// How many rules a file has that has nothing of a main file.
+fn rules_alone(tree: &serde_json::Value) -> Option<usize> {
+    let is_main = ["version", "listeners", "upstreams"].iter().any(|key| tree.get(key).is_some());
+    let rules = tree.get("rules").filter(|_| !is_main)?;
+    Some(rules.as_array().map_or(0, Vec::len))
+}
+
+/// The variables of the process.
+fn of_process(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
+fn load_text(path: &Path, text: &str) -> Result<Loaded, Vec<ConfigFault>> {
+    let name = path.display().to_string();
     let mut faults = Vec::new();
-    let main = open(Text { name: &name, text: &text }, Kind::Main, &environment, &mut faults);
+    let main = open(Text { name: &name, text }, Kind::Main, &of_process, &mut faults);
     let Some(main) = main else { return Err(faults) };
     let mut rule_files = Vec::new();
     for path in rule_paths(path, &main, &mut faults) {
         let name = path.display().to_string();
         match read_text(&path) {
             Ok(text) => {
-                rule_files.extend(open(Text { name: &name, text: &text }, Kind::Rules, &environment, &mut faults));
+                rule_files.extend(open(Text { name: &name, text: &text }, Kind::Rules, &of_process, &mut faults));
             }
             Err(refused) => faults.extend(refused),
         }

@@ -14,7 +14,7 @@ use crate::policy::route::HostPattern;
 /// Where [`simple`] puts the admin endpoints.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum AdminBind {
-    /// At 127.0.0.1:9901, from where the caller may move it to a free port.
+    /// At 127.0.0.1:9901, from where the caller may move it to the next free port.
     #[default]
     Standard,
     /// At this address. It must be a loopback address, since writes have no token in this version.

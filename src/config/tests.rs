@@ -326,6 +326,28 @@ fn a_file_that_cannot_be_read_is_one_fault() {
 }
 
 #[test]
+fn a_file_of_rules_alone_is_checked_as_one() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("rules.yaml");
+    let checked = |text: &str| {
+        std::fs::write(&path, text).expect("written");
+        check(&path)
+    };
+    let sound = checked("rules: [{ name: a, upstream: anything, match: { listeners: [any] } }]").expect("sound");
+    assert!(matches!(sound, Checked::Rules { rules: 1 }), "{sound:?}");
+    let found =
+        checked("rules: [{ name: a, upstream: b, keepalive: { timeout: 0s } }]\ndefaults: {}\n").expect_err("two");
+    assert_eq!(
+        found.iter().map(|fault| fault.path.as_str()).collect::<Vec<_>>(),
+        ["rules[0].keepalive.timeout", "defaults"]
+    );
+    // What has a key of a main file is one, and misses the others.
+    let found = checked("version: 1\nrules: []\n").expect_err("a main file");
+    assert_eq!(found.iter().map(|fault| fault.path.as_str()).collect::<Vec<_>>(), ["listeners", "upstreams"]);
+    assert!(matches!(checked(FRONT).expect("sound"), Checked::Main(_)));
+}
+
+#[test]
 fn every_shipped_file_is_sound() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let files = |folder: &str| {
