@@ -215,7 +215,6 @@ fn check_handshake(request: &Request) -> Result<(), Refusal> {
     if !(subprotocols && extensions) {
         return Err(Refusal::BadOffer);
     }
-    forwarding::nominated(headers)?;
     if head.bytes.len() > head.len {
         return Err(Refusal::EarlyData);
     }
