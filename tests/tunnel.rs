@@ -36,7 +36,7 @@ fn settings() -> Settings {
             max_fragments: Some(1024),
             messages: None,
             bytes: None,
-            control: Some(message::Rate { per_second: 20, burst: 100 }),
+            control: Some(message::Rate::per_second(20, 100)),
             stall_timeout: Some(secs(60)),
             utf8: true,
             upstream_max_size_bytes: Some(16 << 20),
@@ -428,12 +428,12 @@ async fn too_many_fragments_messages_bytes_and_pings_get_1008() {
     assert_eq!(tunnel.outcome().await.cause, Cause::TooManyFragments { limit: 2 });
 
     let mut limited = settings();
-    limited.message.messages = Some(message::Rate { per_second: 1, burst: 1 });
+    limited.message.messages = Some(message::Rate::per_second(1, 1));
     let outcome = client_violates(limited, &masked(0x81, b"one too many"), CloseCode::POLICY_VIOLATION).await;
     assert_eq!(outcome.cause, Cause::MessageRate);
 
     let mut limited = settings();
-    limited.message.bytes = Some(message::Rate { per_second: 10, burst: 10 });
+    limited.message.bytes = Some(message::Rate::per_second(10, 10));
     let outcome = client_violates(limited, &masked(0x81, b"too many bytes"), CloseCode::POLICY_VIOLATION).await;
     assert_eq!(outcome.cause, Cause::ByteRate);
 
@@ -721,6 +721,24 @@ async fn a_stopped_upstream_is_given_up_like_a_silent_one() {
     tokio::spawn(async move { while reader.read_u8().await.is_ok() {} });
     let outcome = timeout(secs(600), tunnel.session).await.unwrap().unwrap();
     assert!(matches!(outcome.cause, Cause::UpstreamSilent(_)), "{:?}", outcome.cause);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_closes_and_reads_no_more_does_not_hold_the_session() {
+    let mut tunnel = open(quiet());
+    let (_reader, mut writer) = tokio::io::split(tunnel.upstream);
+    tokio::spawn(async move {
+        // It goes on sending, and its Close frame never comes.
+        while writer.write_all(&plain(0x82, &[1; 10_000])).await.is_ok() {
+            sleep(Duration::from_millis(10)).await;
+        }
+    });
+    sleep(secs(60)).await;
+    tunnel.client.write_all(&masked(0x88, &close(CloseCode::NORMAL, ""))).await.unwrap();
+    let start = tokio::time::Instant::now();
+    let outcome = timeout(secs(600), tunnel.session).await.unwrap().unwrap();
+    assert_eq!(outcome.cause, Cause::ClientClosed(Some(CloseCode::NORMAL)));
+    assert!(start.elapsed() <= secs(70), "{:?}", start.elapsed());
 }
 
 // ---- orders from outside --------------------------------------------------------------------------------------------

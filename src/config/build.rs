@@ -20,9 +20,9 @@ use super::raw_rule::RawRule;
 use super::units::{Count, Size, Span};
 use super::warnings;
 use super::yaml::Source;
-use crate::policy::Fault;
 use crate::policy::client_address::{Source as AddressSource, TrustedProxies};
 use crate::policy::route::{parse_authority, parse_hosts};
+use crate::policy::{Fault, range};
 
 /// Where the admin endpoints are when the file says nothing.
 pub const DEFAULT_ADMIN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9901);
@@ -65,7 +65,7 @@ pub fn build(main: &Source, rule_files: &[Source], faults: &mut Vec<ConfigFault>
     let connections = raw.limits.connections;
     report.extend(
         &root.key("limits"),
-        connections.and_then(|value| ranges::count("connections", value.0, &ranges::CONNECTIONS)),
+        connections.and_then(|value| range::count("connections", value.0, &ranges::CONNECTIONS)),
     );
     let shutdown = shutdown(&raw.shutdown, &mut report);
     // A name that was pruned for a fault may be the one that a rule means.
@@ -180,9 +180,9 @@ fn head(raw: &RawHead, base: &KeyPath, report: &mut Report<'_>) -> HeadLimits {
     let max_bytes = raw.max_bytes.unwrap_or(HEAD_BYTES).0;
     let max_headers = raw.max_headers.unwrap_or(HEAD_HEADERS);
     let faults = [
-        ranges::span("timeout", timeout, &ranges::HEAD_TIMEOUT),
-        ranges::size("max_bytes", max_bytes, &ranges::HEAD_BYTES),
-        ranges::count("max_headers", max_headers.0, &ranges::HEAD_HEADERS),
+        range::span("timeout", timeout, &ranges::HEAD_TIMEOUT),
+        range::size("max_bytes", max_bytes, &ranges::HEAD_BYTES),
+        range::count("max_headers", max_headers.0, &ranges::HEAD_HEADERS),
     ];
     report.extend(base, faults.into_iter().flatten());
     HeadLimits { timeout, max_bytes: ranges::to_usize(Count(max_bytes)), max_headers: ranges::to_usize(max_headers) }
@@ -208,7 +208,7 @@ fn upstreams(raw: &[RawUpstream], report: &mut Report<'_>) -> Vec<Upstream> {
             }
         }
         let connect_timeout = raw.connect_timeout.unwrap_or(CONNECT_TIMEOUT).0;
-        report.extend(&base, ranges::span("connect_timeout", connect_timeout, &ranges::CONNECT_TIMEOUT));
+        report.extend(&base, range::span("connect_timeout", connect_timeout, &ranges::CONNECT_TIMEOUT));
         let balance = match raw.balance {
             None | Some(RawBalance::LeastConnections) => Balance::LeastConnections,
             Some(RawBalance::RoundRobin) => Balance::RoundRobin,
@@ -262,9 +262,9 @@ fn shutdown(raw: &RawShutdown, report: &mut Report<'_>) -> Shutdown {
         spread: raw.spread.unwrap_or(SHUTDOWN_SPREAD).0,
     };
     let faults = [
-        ranges::span("delay", shutdown.delay, &ranges::SHUTDOWN_DELAY),
-        ranges::span("drain", shutdown.drain, &ranges::SHUTDOWN_DRAIN),
-        ranges::span("spread", shutdown.spread, &ranges::SHUTDOWN_DRAIN),
+        range::span("delay", shutdown.delay, &ranges::SHUTDOWN_DELAY),
+        range::span("drain", shutdown.drain, &ranges::SHUTDOWN_DRAIN),
+        range::span("spread", shutdown.spread, &ranges::SHUTDOWN_DRAIN),
     ];
     report.extend(&KeyPath::default().key("shutdown"), faults.into_iter().flatten());
     shutdown

@@ -18,16 +18,18 @@ use super::units::{ByteRate, Count, Rate, Size, Span};
 use super::yaml::Source;
 use crate::policy::origin::{Allow, OriginPolicy};
 use crate::policy::route::{MatchSpec, Matcher, PathSpec};
-use crate::policy::{Fault, keepalive, message, slow_client};
+use crate::policy::{Fault, handshake_limit, keepalive, message, range, slow_client};
 
-const HANDSHAKE_RATE: Rate = Rate { count: 10, seconds: 1 };
+const HANDSHAKE_RATE: Rate = Rate::per_second(10);
 const HANDSHAKE_BURST: Count = Count(20);
 const UPSTREAM_TIMEOUT: Span = Span(Duration::from_secs(10));
 const CONNECTIONS_PER_IP: Count = Count(200);
 const CONNECTIONS_TOTAL: Count = Count(20_000);
+/// Where the default of a message rate's burst ends, which is where its range does.
+const MAX_BURST: u64 = 1_000_000;
 const MAX_SIZE: Size = Size(1 << 20);
 const MAX_FRAGMENTS: Count = Count(1024);
-const CONTROL_RATE: Rate = Rate { count: 20, seconds: 1 };
+const CONTROL_RATE: Rate = Rate::per_second(20);
 const CONTROL_BURST: Count = Count(100);
 const STALL_TIMEOUT: Span = Span(Duration::from_secs(60));
 const UPSTREAM_MAX_SIZE: Size = Size(16 << 20);
@@ -111,9 +113,9 @@ pub fn build(raw: RawRule, place: &Place<'_>, names: Names<'_>, faults: &mut Vec
     let idle_timeout = raw.idle_timeout.and_then(|value| value.on().copied()).map(|span| span.0);
     let close_timeout = raw.close_timeout.unwrap_or(CLOSE_TIMEOUT).0;
     let spans = [
-        ranges::span("handshake.upstream_timeout", upstream_timeout, &ranges::UPSTREAM_TIMEOUT),
-        idle_timeout.and_then(|value| ranges::span("idle_timeout", value, &ranges::IDLE_TIMEOUT)),
-        ranges::span("close_timeout", close_timeout, &ranges::CLOSE_TIMEOUT),
+        range::span("handshake.upstream_timeout", upstream_timeout, &ranges::UPSTREAM_TIMEOUT),
+        idle_timeout.and_then(|value| range::span("idle_timeout", value, &ranges::IDLE_TIMEOUT)),
+        range::span("close_timeout", close_timeout, &ranges::CLOSE_TIMEOUT),
     ];
     found.extend(spans.into_iter().flatten().map(|fault| ("", fault)));
     let message = message(raw.message, &mut found);
@@ -227,37 +229,17 @@ fn connections(raw: Option<OrOff<RawConnections>>, found: &mut Found) -> (Option
     let per_ip = or_default(raw.per_ip, CONNECTIONS_PER_IP);
     let total = or_default(raw.total, CONNECTIONS_TOTAL);
     for (key, value) in [("per_ip", per_ip), ("total", total)] {
-        let fault = value.and_then(|value| ranges::count(key, value.0, &ranges::CONNECTIONS));
+        let fault = value.and_then(|value| range::count(key, value.0, &ranges::CONNECTIONS));
         found.extend(fault.map(|fault| ("connections", fault)));
     }
     (per_ip.map(ranges::to_usize), total.map(ranges::to_usize))
 }
 
-fn handshake_rate(raw: Option<OrOff<RawHandshakeRate>>, found: &mut Found) -> Option<message::Rate> {
+fn handshake_rate(raw: Option<OrOff<RawHandshakeRate>>, found: &mut Found) -> Option<handshake_limit::Rate> {
     let raw = whole(raw)?;
-    let policy = "handshake.per_ip";
-    let keys = ["rate", "burst"];
-    let limit = limit(policy, keys, raw.rate.unwrap_or(HANDSHAKE_RATE), raw.burst.unwrap_or(HANDSHAKE_BURST), found)?;
-    found.extend(ranges::rate("rate", "burst", limit).into_iter().map(|fault| (policy, fault)));
-    Some(limit)
-}
-
-/// A rate with its burst. Ranges are looked at only when there is none.
-fn limit(
-    policy: &'static str,
-    [rate_key, burst_key]: [&str; 2],
-    rate: Rate,
-    burst: Count,
-    found: &mut Found,
-) -> Option<message::Rate> {
-    match ranges::per_second(rate_key, rate) {
-        Ok(per_second) => Some(message::Rate { per_second, burst: burst.0 }),
-        Err(fault) => {
-            found.push((policy, fault));
-            found.extend(ranges::burst(burst_key, burst.0).map(|fault| (policy, fault)));
-            None
-        }
-    }
+    let (rate, burst) = (raw.rate.unwrap_or(HANDSHAKE_RATE), raw.burst.unwrap_or(HANDSHAKE_BURST));
+    let limit = handshake_limit::Rate::new(rate.count, rate.per, burst.0);
+    limit.map_err(|faults| found.extend(faults.into_iter().map(|fault| ("handshake.per_ip", fault)))).ok()
 }
 
 fn message(raw: Option<OrOff<RawMessage>>, found: &mut Found) -> message::Settings {
@@ -279,10 +261,9 @@ fn message(raw: Option<OrOff<RawMessage>>, found: &mut Found) -> message::Settin
         OrOff::On(rate) => Some(rate),
     });
     let rate = rate.unwrap_or_default();
-    let bytes = rate.bytes.and_then(|bytes| bytes.on().copied()).map(|bytes| message::Rate {
-        per_second: bytes.0,
+    let bytes = rate.bytes.and_then(|bytes| bytes.on().copied()).map(|bytes| {
         // One message of the largest size must pass, however low the rate.
-        burst: bytes.0.max(max_size_bytes.unwrap_or_default()),
+        message::Rate::per_second(bytes.0, bytes.0.max(max_size_bytes.unwrap_or_default()))
     });
     let settings = message::Settings {
         max_size_bytes,
@@ -290,12 +271,12 @@ fn message(raw: Option<OrOff<RawMessage>>, found: &mut Found) -> message::Settin
             .map(|count| u32::try_from(count.0).unwrap_or(u32::MAX)),
         messages: message_rate(&rate, found),
         bytes,
-        control: control_rate(raw.control_rate, found),
+        control: control_rate(raw.control_rate),
         stall_timeout: or_default(raw.stall_timeout, STALL_TIMEOUT).map(|span| span.0),
         utf8: raw.utf8 != Some(RawSwitch::Off),
         upstream_max_size_bytes: or_default(raw.upstream_max_size, UPSTREAM_MAX_SIZE).map(|size| size.0),
     };
-    found.extend(ranges::message(&settings).into_iter().map(|fault| ("message", fault)));
+    found.extend(settings.faults().into_iter().map(|fault| ("message", fault)));
     settings
 }
 
@@ -308,16 +289,19 @@ fn message_rate(raw: &RawMessageRate, found: &mut Found) -> Option<message::Rate
             None
         }
         (Some(rate), burst) => {
-            let twice = Count(rate.per_second().unwrap_or_default().saturating_mul(2).max(1));
-            limit("message", ["rate.messages", "rate.burst"], rate, burst.unwrap_or(twice), found)
+            let twice = rate.count.saturating_mul(2).div_ceil(rate.per.as_secs().max(1)).clamp(1, MAX_BURST);
+            Some(with_burst(rate, burst.unwrap_or(Count(twice))))
         }
     }
 }
 
-fn control_rate(raw: Option<OrOff<RawControlRate>>, found: &mut Found) -> Option<message::Rate> {
+fn control_rate(raw: Option<OrOff<RawControlRate>>) -> Option<message::Rate> {
     let raw = whole(raw)?;
-    let (rate, burst) = (raw.frames.unwrap_or(CONTROL_RATE), raw.burst.unwrap_or(CONTROL_BURST));
-    limit("message", ["control_rate.frames", "control_rate.burst"], rate, burst, found)
+    Some(with_burst(raw.frames.unwrap_or(CONTROL_RATE), raw.burst.unwrap_or(CONTROL_BURST)))
+}
+
+fn with_burst(rate: Rate, burst: Count) -> message::Rate {
+    message::Rate { count: rate.count, per: rate.per, burst: burst.0 }
 }
 
 fn keepalive(raw: &RawKeepalive, found: &mut Found) -> keepalive::Settings {
@@ -328,7 +312,7 @@ fn keepalive(raw: &RawKeepalive, found: &mut Found) -> keepalive::Settings {
         client: pings(RawSide::Client),
         upstream: pings(RawSide::Upstream),
     };
-    found.extend(ranges::keepalive(&settings).into_iter().map(|fault| ("keepalive", fault)));
+    found.extend(settings.faults().into_iter().map(|fault| ("keepalive", fault)));
     settings
 }
 
@@ -337,6 +321,6 @@ fn slow_client(raw: &RawSlowClient, found: &mut Found) -> slow_client::Settings 
         timeout: raw.timeout.unwrap_or(SLOW_CLIENT_TIMEOUT).0,
         min_rate_bytes: raw.min_rate.unwrap_or(SLOW_CLIENT_RATE).0,
     };
-    found.extend(ranges::slow_client(&settings).into_iter().map(|fault| ("slow_client", fault)));
+    found.extend(settings.faults().into_iter().map(|fault| ("slow_client", fault)));
     settings
 }

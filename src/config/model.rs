@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::policy::client_address::{Source, TrustedProxies};
 use crate::policy::origin::OriginPolicy;
 use crate::policy::route::{HostPattern, Matcher};
-use crate::policy::{keepalive, message, slow_client};
+use crate::policy::{handshake_limit, keepalive, message, slow_client};
 
 /// All of a gateway's settings.
 #[derive(Clone, Debug)]
@@ -98,7 +98,7 @@ pub struct Rule {
     /// Which pages may open a WebSocket.
     pub origin: OriginPolicy,
     /// Handshakes of one client address; `None` is off.
-    pub handshake_per_ip: Option<PerIp<message::Rate>>,
+    pub handshake_per_ip: Option<PerIp<handshake_limit::Rate>>,
     /// How long the upstream may take to answer a handshake.
     pub upstream_timeout: Duration,
     /// Sessions of one client address; `None` is off.

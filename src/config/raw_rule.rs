@@ -131,7 +131,7 @@ pub struct RawHandshake {
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawHandshakeRate {
-    /// How many on average. Default 10/s, 1/s to 1000000/s. Low locks out an office behind one address when it
+    /// How many on average, a second (`10/s`), a minute (`100/m`) or an hour. Default 10/s, 1/h to 1000000/s. Low locks out an office behind one address when it
     /// reconnects; high does not slow a flood.
     pub rate: Option<Rate>,
     /// How many at once. Default 20, 1 to 1000000.
@@ -179,9 +179,9 @@ pub struct RawMessage {
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawMessageRate {
-    /// Data messages on average. Default `off`, 1/s to 1000000/s.
+    /// Data messages on average, such as `100/s` or `300/m`. Default `off`, 1/h to 1000000/s.
     pub messages: Option<OrOff<Rate>>,
-    /// Data messages at once. Default: twice the messages of a second, 1 to 1000000.
+    /// Data messages at once. Default: twice the messages of a second rounded up, 1 to 1000000.
     pub burst: Option<Count>,
     /// Payload bytes on average; at once: those of a second, and never less than `max_size`. Default `off`, 1B/s to
     /// 1024GiB/s.
@@ -192,7 +192,7 @@ pub struct RawMessageRate {
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawControlRate {
-    /// Pings and pongs on average. Default 20/s, 1/s to 1000000/s.
+    /// Pings and pongs on average. Default 20/s, 1/h to 1000000/s.
     pub frames: Option<Rate>,
     /// Pings and pongs at once. Default 100, 1 to 1000000.
     pub burst: Option<Count>,

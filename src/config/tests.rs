@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::policy::client_address::Source as AddressSource;
+use crate::policy::handshake_limit;
 use crate::policy::message::Rate;
 
 const FRONT: &str = "version: 1
@@ -44,7 +45,8 @@ fn a_file_without_rules_takes_everything_to_the_only_upstream_by_the_defaults() 
     let [rule] = config.rules.as_slice() else { panic!("{:?}", config.rules) };
     assert_eq!((rule.name.as_str(), rule.upstream, rule.websocket), ("default", 0, WebSocketMode::Allow));
     assert!(rule.origin.relies_on_same_origin());
-    let handshake = PerIp { limit: Rate { per_second: 10, burst: 20 }, written: false };
+    let rate = handshake_limit::Rate::new(10, seconds(1), 20).expect("a rate");
+    let handshake = PerIp { limit: rate, written: false };
     assert_eq!(rule.handshake_per_ip, Some(handshake));
     assert_eq!(rule.connections_per_ip, Some(PerIp { limit: 200, written: false }));
     assert_eq!(rule.connections_total, Some(20_000));
@@ -52,7 +54,7 @@ fn a_file_without_rules_takes_everything_to_the_only_upstream_by_the_defaults() 
     assert_eq!(rule.message.max_size_bytes, Some(1 << 20));
     assert_eq!(rule.message.max_fragments, Some(1024));
     assert_eq!((rule.message.messages, rule.message.bytes), (None, None));
-    assert_eq!(rule.message.control, Some(Rate { per_second: 20, burst: 100 }));
+    assert_eq!(rule.message.control, Some(Rate::per_second(20, 100)));
     assert_eq!(rule.message.stall_timeout, Some(seconds(60)));
     assert!(rule.message.utf8);
     assert_eq!(rule.message.upstream_max_size_bytes, Some(16 << 20));
@@ -86,13 +88,36 @@ rules:
     assert_eq!((keepalive.interval.as_secs(), keepalive.timeout.as_secs()), (10, 12));
     assert!(!keepalive.client && keepalive.upstream);
     assert_eq!(rule.message.max_size_bytes, Some(2 << 20));
-    assert_eq!(rule.message.messages, Some(Rate { per_second: 5, burst: 10 }));
+    assert_eq!(rule.message.messages, Some(Rate::per_second(5, 10)));
     let slow_client = rule.slow_client.expect("on again");
     assert_eq!((slow_client.timeout.as_secs(), slow_client.min_rate_bytes), (40, 1024));
     let site = crate::policy::origin::Site { host: "b.example", port: None, secure: None };
     assert!(rule.origin.decide(&[], &site).is_err());
     assert!(rule.origin.decide(&[b"https://a.example"], &site).is_err());
     assert!(rule.origin.decide(&[b"https://b.example"], &site).is_ok());
+}
+
+#[test]
+fn a_rate_is_of_a_second_a_minute_or_an_hour() {
+    let rule = rule(
+        "rules:
+  - name: r
+    upstream: chat
+    handshake: { per_ip: { rate: 100/m, burst: 7 } }
+    message: { rate: { messages: 100/m }, control_rate: { frames: 90/h } }
+",
+    );
+    let (minute, hour) = (Duration::from_secs(60), Duration::from_secs(3600));
+    let expected = handshake_limit::Rate::new(100, minute, 7).ok();
+    assert_eq!(rule.handshake_per_ip.map(|per_ip| per_ip.limit), expected);
+    assert_eq!(rule.message.messages, Some(Rate { count: 100, per: minute, burst: 4 }));
+    assert_eq!(rule.message.control, Some(Rate { count: 90, per: hour, burst: 100 }));
+    let fastest = self::rule("defaults: { message: { rate: { messages: 1000000/s } } }");
+    assert_eq!(fastest.message.messages, Some(Rate::per_second(1_000_000, 1_000_000)));
+    let found = faults("defaults: { message: { rate: { messages: 2000000/m }, control_rate: { frames: 0/h } } }");
+    assert_eq!(found.len(), 2, "{found:#?}");
+    assert!(found[0].contains(".message.rate.messages: \"2000000/m\"; allowed: 1 to 1000000 in"), "{found:#?}");
+    assert!(found[1].contains(".message.control_rate.frames: \"0/h\"; allowed: 1 to 1000000 in"), "{found:#?}");
 }
 
 #[test]
@@ -143,7 +168,7 @@ rules:
   - name: r
     upstream: chat
     origin: { allow: [\"https://a.example/path\"] }
-    handshake: { per_ip: { rate: 100/m, burst: 0 } }
+    handshake: { per_ip: { rate: 0/m, burst: 0 } }
     backplane: grip
   - name: none
     upstream: chat
@@ -165,7 +190,7 @@ shutdown: { drain: 25 }
         ":14: rules[0].probe: unknown key; allowed: name, match, upstream,",
         ":15: rules[1].name: \"r\", which a.yaml:10 has; allowed: each name once over all files",
         ":17: rules[1].origin.allow[0]: \"https://a.example/path\"; allowed: \"same_origin\", or",
-        ":18: rules[1].handshake.per_ip.rate: \"100/m\"; allowed: a rate that is a whole number a second, such as \"2/s\"",
+        ":18: rules[1].handshake.per_ip.rate: \"0/m\"; allowed: 1 to 1000000 in a second, minute or hour, such as",
         ":18: rules[1].handshake.per_ip.burst: 0; allowed: a number from 1 to 1000000",
         ":19: rules[1].backplane: this key is not in this version",
         ":20: rules[2].name: \"none\"; allowed: a name other than \"none\"",

@@ -10,6 +10,8 @@ use std::time::Duration;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{Deserialize, Deserializer, Error as _};
 
+use crate::policy::range::{SIZE_UNITS, SPAN_UNITS_MS};
+
 /// A duration: `250ms`, `30s`, `5m`, `1h`, `7d`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span(pub Duration);
@@ -23,8 +25,8 @@ pub struct Size(pub u64);
 pub struct Rate {
     /// How many...
     pub count: u64,
-    /// ...in so many seconds.
-    pub seconds: u64,
+    /// ...in this time.
+    pub per: Duration,
 }
 
 /// A rate of bytes: `1MiB/s`.
@@ -43,14 +45,12 @@ pub fn parse_duration(text: &str) -> Result<Duration, &'static str> {
     text.parse::<Span>().map(|span| span.0)
 }
 
-const SIZE_UNITS: [(&str, u64); 4] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
-const SPAN_UNITS_MS: [(&str, u64); 5] = [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)];
 const RATE_UNITS_SECONDS: [(&str, u64); 3] = [("h", 3600), ("m", 60), ("s", 1)];
 
 impl Rate {
-    /// The rate a second, when that is a whole number.
-    pub fn per_second(self) -> Option<u64> {
-        self.count.is_multiple_of(self.seconds).then_some(self.count / self.seconds)
+    /// So many a second.
+    pub const fn per_second(count: u64) -> Self {
+        Self { count, per: Duration::from_secs(1) }
     }
 }
 
@@ -60,13 +60,6 @@ fn parse_with_unit(text: &str, units: &[(&str, u64)]) -> Option<u64> {
     let (number, unit) = text.split_at(unit_at);
     let factor = units.iter().find(|(name, _)| *name == unit)?.1;
     number.parse::<u64>().ok()?.checked_mul(factor)
-}
-
-/// Writes a number with the largest unit that divides it.
-fn write_with_unit(f: &mut fmt::Formatter<'_>, number: u64, units: &[(&str, u64)]) -> fmt::Result {
-    let fits = |(_, factor): &&(&str, u64)| number >= *factor && number.is_multiple_of(*factor);
-    let (unit, factor) = units.iter().find(fits).or(units.last()).copied().unwrap_or(("", 1));
-    write!(f, "{}{unit}", number / factor)
 }
 
 /// A value that is text in a file: its parser, its pattern in the schema, and what a message calls it.
@@ -108,11 +101,11 @@ text_value!(
     "a size with its unit, such as \"512B\", \"64KiB\" or \"1MiB\"",
     |text| parse_with_unit(text, &SIZE_UNITS).map(Self)
 );
-text_value!(Rate, "^[0-9]{1,12}/(s|m|h)$", "a rate with its unit, such as \"10/s\" or \"600/m\"", |text| {
+text_value!(Rate, "^[0-9]{1,12}/(s|m|h)$", "a rate with its unit, such as \"10/s\", \"100/m\" or \"1000/h\"", |text| {
     let (count, unit) = text.split_once('/')?;
     let seconds = RATE_UNITS_SECONDS.iter().find(|(name, _)| *name == unit)?.1;
     count.bytes().all(|b| b.is_ascii_digit()).then_some(())?;
-    Some(Self { count: count.parse().ok()?, seconds })
+    Some(Self { count: count.parse().ok()?, per: Duration::from_secs(seconds) })
 });
 text_value!(
     ByteRate,
@@ -145,35 +138,6 @@ impl JsonSchema for Count {
     }
 }
 
-impl fmt::Display for Span {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.0.is_zero() {
-            return f.write_str("0s");
-        }
-        write_with_unit(f, u64::try_from(self.0.as_millis()).unwrap_or(u64::MAX), &SPAN_UNITS_MS[1..])
-    }
-}
-
-impl fmt::Display for Size {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write_with_unit(f, self.0, &SIZE_UNITS)
-    }
-}
-
-impl fmt::Display for ByteRate {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/s", Size(self.0))
-    }
-}
-
-impl fmt::Display for Rate {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let unit =
-            RATE_UNITS_SECONDS.iter().find(|(_, seconds)| *seconds == self.seconds).map_or("s", |(unit, _)| unit);
-        write!(f, "{}/{unit}", self.count)
-    }
-}
-
 impl fmt::Display for Count {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
@@ -191,10 +155,9 @@ mod tests {
         assert_eq!("0s".parse(), Ok(Span(Duration::ZERO)));
         assert_eq!("64KiB".parse(), Ok(Size(65536)));
         assert_eq!("7B".parse(), Ok(Size(7)));
-        assert_eq!("100/m".parse(), Ok(Rate { count: 100, seconds: 60 }));
+        assert_eq!("100/m".parse(), Ok(Rate { count: 100, per: Duration::from_secs(60) }));
         assert_eq!("1MiB/s".parse(), Ok(ByteRate(1 << 20)));
-        assert_eq!("600/m".parse::<Rate>().ok().and_then(Rate::per_second), Some(10));
-        assert_eq!("100/m".parse::<Rate>().ok().and_then(Rate::per_second), None);
+        assert_eq!("10/s".parse(), Ok(Rate::per_second(10)));
     }
 
     #[test]
@@ -211,15 +174,5 @@ mod tests {
         for text in ["1MiB", "1/s", "1MiB/m"] {
             assert!(text.parse::<ByteRate>().is_err(), "{text}");
         }
-    }
-
-    #[test]
-    fn values_are_written_with_the_largest_unit_that_fits() {
-        for (span, text) in [(0, "0s"), (250, "250ms"), (1000, "1s"), (90_000, "90s"), (600_000, "10m")] {
-            assert_eq!(Span(Duration::from_millis(span)).to_string(), text);
-        }
-        assert_eq!(Size(1 << 20).to_string(), "1MiB");
-        assert_eq!(Size(1000).to_string(), "1000B");
-        assert_eq!(ByteRate(1024).to_string(), "1KiB/s");
     }
 }

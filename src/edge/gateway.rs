@@ -12,7 +12,7 @@ use crate::config::{self, Config, PerIp, WebSocketMode};
 use crate::metrics::{Metrics, NO_RULE, RuleMetrics};
 use crate::policy::client_address::{self, TrustedProxies};
 use crate::policy::connection_limit::{ConnectionLimit, Enforce, Guard};
-use crate::policy::handshake_limit::{self, HandshakeLimit};
+use crate::policy::handshake_limit::HandshakeLimit;
 use crate::policy::origin::OriginPolicy;
 use crate::policy::route::{self, Matcher};
 use crate::tunnel::Settings;
@@ -168,13 +168,9 @@ const ANYBODY: IpAddr = IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED);
 
 impl Rule {
     fn new(rule: &config::Rule, upstreams: &[Arc<Upstream>], metrics: &Metrics) -> Self {
-        let handshakes = rule.handshake_per_ip.and_then(|per_ip| {
-            let (count, burst) = (u32::try_from(per_ip.limit.per_second), u32::try_from(per_ip.limit.burst));
-            let (count, burst) = (count.unwrap_or(u32::MAX), burst.unwrap_or(u32::MAX));
-            // The ranges of the configuration are those of the limit, so this is always a rate.
-            let rate = handshake_limit::Rate::new(count, Duration::from_secs(1), burst).ok()?;
-            Some(PerIp { limit: HandshakeLimit::new(rate, Instant::now()), written: per_ip.written })
-        });
+        let handshakes = rule
+            .handshake_per_ip
+            .map(|per_ip| PerIp { limit: HandshakeLimit::new(per_ip.limit, Instant::now()), written: per_ip.written });
         let per_ip = rule.connections_per_ip;
         Self {
             name: rule.name.clone(),

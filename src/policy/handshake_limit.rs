@@ -19,7 +19,7 @@ use governor::state::{InMemoryState, NotKeyed, StateStore};
 use governor::{Quota, RateLimiter};
 use parking_lot::Mutex;
 
-use super::Fault;
+use super::{Fault, range};
 
 /// Independent parts of the map, each behind its own lock; far more than cores, so that two rarely meet in one.
 const SHARDS: usize = 64;
@@ -31,13 +31,9 @@ const SHARDS: usize = 64;
 /// sweep of it took 77 ms in a debug build, of which a shard is locked for about 1 ms at a time.
 pub const MAX_KEYS: usize = SHARDS * 14_336;
 
-/// The `handshake.per_ip` settings: `count` handshakes in `per` on average, `burst` at once.
+/// The `handshake.per_ip` settings: so many handshakes in a time on average, and so many at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rate {
-    count: u32,
-    per: Duration,
-    burst: u32,
-}
+pub struct Rate(Quota);
 
 impl Rate {
     /// A rate such as 10 in a second with 20 at once, or 10 in a minute.
@@ -45,21 +41,16 @@ impl Rate {
     /// # Errors
     /// A fault of `rate` when `count` is not 1 to 1,000,000 or `per` is not 1 s to 1 h, of `burst` when that is not 1
     /// to 1,000,000. With these bounds the time that a whole burst takes fits governor's nanoseconds.
-    pub fn new(count: u32, per: Duration, burst: u32) -> Result<Self, Fault> {
-        const ITEMS: std::ops::RangeInclusive<u32> = 1..=1_000_000;
-        if !ITEMS.contains(&count) || !(Duration::from_secs(1)..=Duration::from_secs(3600)).contains(&per) {
-            return Err(Fault::new("rate", format!("{count} per {per:?}"), "a rate from \"1/h\" to \"1000000/s\""));
+    pub fn new(count: u64, per: Duration, burst: u64) -> Result<Self, Vec<Fault>> {
+        let faults = range::rate(["rate", "burst"], count, per, burst);
+        let items = |number: u64| u32::try_from(number).ok().and_then(NonZeroU32::new);
+        match (items(count), items(burst)) {
+            // Not `Quota::per_second`, which cannot say less than one a second.
+            (Some(count), Some(burst)) if faults.is_empty() => {
+                Quota::with_period(per / count.get()).map(|quota| Self(quota.allow_burst(burst))).ok_or(faults)
+            }
+            _ => Err(faults),
         }
-        if !ITEMS.contains(&burst) {
-            return Err(Fault::new("burst", burst.to_string(), "a number from 1 to 1000000"));
-        }
-        Ok(Self { count, per, burst })
-    }
-
-    fn quota(self) -> Quota {
-        let burst = NonZeroU32::new(self.burst).expect("new() refuses 0");
-        // Not `Quota::per_second`, which cannot say less than one a second.
-        Quota::with_period(self.per / self.count).expect("1 s / 1,000,000 is 1 µs").allow_burst(burst)
     }
 }
 
@@ -79,7 +70,7 @@ impl HandshakeLimit {
 
     fn with_max_keys(rate: Rate, now: Instant, max_keys: usize) -> Self {
         let store = BoundedStore::new(max_keys / SHARDS);
-        Self { limiter: RateLimiter::new(rate.quota(), store, GivenTime::default()), started_at: now }
+        Self { limiter: RateLimiter::new(rate.0, store, GivenTime::default()), started_at: now }
     }
 
     /// Counts one handshake of `key` at `now`.
@@ -210,7 +201,7 @@ mod tests {
         IpAddr::V4(Ipv4Addr::from(n))
     }
 
-    fn rate(count: u32, per_secs: u64, burst: u32) -> Rate {
+    fn rate(count: u64, per_secs: u64, burst: u64) -> Rate {
         Rate::new(count, Duration::from_secs(per_secs), burst).unwrap()
     }
 
@@ -262,9 +253,14 @@ mod tests {
     #[test]
     fn faults_name_the_key() {
         let second = Duration::from_secs(1);
-        assert_eq!(Rate::new(0, second, 1).unwrap_err().key, "rate");
-        assert_eq!(Rate::new(1, Duration::from_millis(10), 1).unwrap_err().key, "rate");
-        assert_eq!(Rate::new(1, second, 0).unwrap_err().key, "burst");
+        let keys = |count, per, burst| {
+            let faults = Rate::new(count, per, burst).unwrap_err();
+            faults.into_iter().map(|fault| fault.key).collect::<Vec<_>>()
+        };
+        assert_eq!(keys(0, second, 1), ["rate"]);
+        assert_eq!(keys(1, Duration::from_millis(10), 1), ["rate"]);
+        assert_eq!(keys(1, second, 0), ["burst"]);
+        assert_eq!(keys(u64::MAX, second, u64::MAX), ["rate", "burst"]);
         // The extremes do not overflow governor's arithmetic, which panics.
         let start = Instant::now();
         let limit = HandshakeLimit::new(rate(1, 3600, 1_000_000), start);

@@ -14,6 +14,9 @@
 
 use std::time::{Duration, Instant};
 
+use super::Fault;
+use super::range::{self, HOUR, MINUTE, SECOND};
+
 /// The `keepalive` settings of a rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
@@ -25,6 +28,17 @@ pub struct Settings {
     pub client: bool,
     /// Whether the upstream is pinged.
     pub upstream: bool,
+}
+
+impl Settings {
+    /// What is outside its range.
+    pub fn faults(&self) -> Vec<Fault> {
+        let faults = [
+            range::span("interval", self.interval, &range::millis(SECOND, HOUR)),
+            range::span("timeout", self.timeout, &range::millis(SECOND, 10 * MINUTE)),
+        ];
+        faults.into_iter().flatten().map(|fault| range::or_off(fault, "keepalive")).collect()
+    }
 }
 
 /// What the kernel knows of a TCP connection.

@@ -2,17 +2,28 @@
 
 use std::time::{Duration, Instant};
 
+use super::Fault;
 use super::gcra::Gcra;
+use super::range::{self, BYTES, HOUR};
 use crate::cause::Cause;
 use crate::ws::scan::Message;
 
-/// A rate with its burst: `rate` a second on average, `burst` at once.
+/// A rate with its burst: `count` in `per` on average, `burst` at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate {
-    /// Items a second.
-    pub per_second: u64,
+    /// Items...
+    pub count: u64,
+    /// ...in this time.
+    pub per: Duration,
     /// Items at once.
     pub burst: u64,
+}
+
+impl Rate {
+    /// So many items a second.
+    pub const fn per_second(count: u64, burst: u64) -> Self {
+        Self { count, per: Duration::from_secs(1), burst }
+    }
 }
 
 /// The `message` settings of a rule. `None` is off.
@@ -24,7 +35,7 @@ pub struct Settings {
     pub max_fragments: Option<u32>,
     /// Data messages of a client: 1008.
     pub messages: Option<Rate>,
-    /// Payload bytes of a client's data frames: 1008.
+    /// Payload bytes of a client's data frames, in a second: 1008.
     pub bytes: Option<Rate>,
     /// Pings and pongs of a client, ours not counted: 1008.
     pub control: Option<Rate>,
@@ -34,6 +45,25 @@ pub struct Settings {
     pub utf8: bool,
     /// The largest message of a backend, in bytes on the wire over all its fragments: 1009.
     pub upstream_max_size_bytes: Option<u64>,
+}
+
+impl Settings {
+    /// What is outside its range.
+    pub fn faults(&self) -> Vec<Fault> {
+        let rate = |keys, rate: Option<Rate>| {
+            rate.map_or_else(Vec::new, |rate| range::rate(keys, rate.count, rate.per, rate.burst))
+        };
+        let single = [
+            self.max_size_bytes.and_then(|bytes| range::size("max_size", bytes, &BYTES)),
+            self.max_fragments.and_then(|count| range::count("max_fragments", count.into(), &(1..=1_000_000))),
+            self.bytes.and_then(|bytes| range::byte_rate("rate.bytes", bytes.count)),
+            self.stall_timeout.and_then(|timeout| range::span("stall_timeout", timeout, &range::millis(100, HOUR))),
+            self.upstream_max_size_bytes.and_then(|bytes| range::size("upstream_max_size", bytes, &BYTES)),
+        ];
+        let messages = rate(["rate.messages", "rate.burst"], self.messages);
+        let control = rate(["control_rate.frames", "control_rate.burst"], self.control);
+        single.into_iter().flatten().chain(messages).chain(control).collect()
+    }
 }
 
 /// The message policies of one session: it sees the client's frames and says which are too much.
@@ -158,9 +188,9 @@ mod tests {
         Settings {
             max_size_bytes: Some(100),
             max_fragments: Some(3),
-            messages: Some(Rate { per_second: 1, burst: 2 }),
-            bytes: Some(Rate { per_second: 10, burst: 20 }),
-            control: Some(Rate { per_second: 1, burst: 1 }),
+            messages: Some(Rate::per_second(1, 2)),
+            bytes: Some(Rate::per_second(10, 20)),
+            control: Some(Rate::per_second(1, 1)),
             stall_timeout: Some(Duration::from_secs(60)),
             utf8: true,
             upstream_max_size_bytes: Some(1000),

@@ -2,6 +2,7 @@
 //!
 //! A policy decides and never acts: it does not send, close, log or count, and time is an argument. What must happen
 //! later is a deadline that the caller can ask for. A policy that is off is an `Option::None` at its owner.
+#![cfg_attr(not(test), warn(clippy::expect_used, clippy::panic, clippy::unwrap_used))]
 
 pub mod client_address;
 pub mod connection_limit;
@@ -10,6 +11,7 @@ pub mod handshake_limit;
 pub mod keepalive;
 pub mod message;
 pub mod origin;
+pub mod range;
 pub mod route;
 pub mod slow_client;
 

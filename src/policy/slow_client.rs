@@ -6,6 +6,9 @@
 
 use std::time::{Duration, Instant};
 
+use super::Fault;
+use super::range::{self, HOUR, SECOND};
+
 /// The `slow_client` settings of a rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
@@ -13,6 +16,17 @@ pub struct Settings {
     pub timeout: Duration,
     /// ...and less than this was taken meanwhile, in bytes a second.
     pub min_rate_bytes: u64,
+}
+
+impl Settings {
+    /// What is outside its range.
+    pub fn faults(&self) -> Vec<Fault> {
+        let faults = [
+            range::span("timeout", self.timeout, &range::millis(SECOND, HOUR)),
+            range::byte_rate("min_rate", self.min_rate_bytes),
+        ];
+        faults.into_iter().flatten().map(|fault| range::or_off(fault, "slow_client")).collect()
+    }
 }
 
 /// Output pending for longer than this makes a client slow for the gauge `sluicegate_slow_clients`.

@@ -150,7 +150,7 @@ impl<C: Wire, U: Wire> Session<C, U> {
             let inbound = pump(client, upstream, core, endpoint_answers, now, cx);
             let outbound = pump(upstream, client, core, endpoint_answers, now, cx);
             core.stats.queue_max_bytes = core.stats.queue_max_bytes.max(client.out.len());
-            core.note_the_dead(client, upstream);
+            core.note_the_dead(client, upstream, now);
             if !(drained || inbound || outbound) {
                 return false;
             }
@@ -191,21 +191,21 @@ impl<C: Wire, U: Wire> Session<C, U> {
         if self.client_unread_since.is_none()
             && let Err(stalled) = self.core.message.check_stall(now)
         {
-            self.core.end(stalled);
+            self.core.end(stalled, now);
         }
         if let Some(limit) = self.core.settings.idle_timeout
             && now - self.core.last_active >= limit
         {
-            self.core.end(Cause::IdleTimeout(now - self.core.last_active));
+            self.core.end(Cause::IdleTimeout(now - self.core.last_active), now);
         }
         if let Some(silent) = keep_alive(&mut self.client, now, cx) {
             self.core.metrics.pings_unanswered_client.inc();
-            self.core.end(Cause::ClientSilent(silent));
+            self.core.end(Cause::ClientSilent(silent), now);
         }
         if let Some(silent) = keep_alive(&mut self.upstream, now, cx) {
             self.core.metrics.pings_unanswered_upstream.inc();
             if self.endpoint_answers.load(Ordering::Relaxed) {
-                self.core.end(Cause::UpstreamSilent(silent));
+                self.core.end(Cause::UpstreamSilent(silent), now);
             } else if let Some(keepalive) = &mut self.upstream.keepalive {
                 // This endpoint has never answered a ping, in any session: it cannot be judged by them.
                 keepalive.forget_ping();
@@ -222,7 +222,7 @@ impl<C: Wire, U: Wire> Session<C, U> {
             Order::Drain if self.core.ending.is_none() => {
                 let by = *self.core.drain_by.get_or_insert(now + self.core.settings.close_timeout);
                 if between_messages(&self.client, &self.upstream) || now >= by {
-                    self.core.end(Cause::Drain);
+                    self.core.end(Cause::Drain, now);
                 }
             }
             Order::Drain => {}
@@ -233,7 +233,7 @@ impl<C: Wire, U: Wire> Session<C, U> {
         let core = &self.core;
         let judged = [self.client.reader.next_deadline(now), self.upstream.reader.next_deadline(now)];
         let policies = match &core.ending {
-            Some(ending) => [ending.deadline, None, None, None, None],
+            Some(ending) => [Some(ending.deadline), None, None, None, None],
             None => [
                 self.client.keepalive.as_ref().and_then(Keepalive::next_deadline),
                 self.upstream.keepalive.as_ref().and_then(Keepalive::next_deadline),
@@ -303,23 +303,24 @@ impl<C: Wire, U: Wire> Future for Session<C, U> {
 
 impl Core {
     /// Begins the end, unless it has begun.
-    fn end(&mut self, cause: Cause) {
-        self.ending.get_or_insert_with(|| Ending::new(cause));
+    fn end(&mut self, cause: Cause, now: Instant) {
+        let close_timeout = self.settings.close_timeout;
+        self.ending.get_or_insert_with(|| Ending::new(cause, close_timeout, now));
     }
 
     /// Begins the end, or cuts the one that has begun short.
     fn give_up(&mut self, cause: Cause, now: Instant) {
         match &mut self.ending {
-            Some(ending) => ending.deadline = Some(now),
-            None => self.end(cause),
+            Some(ending) => ending.deadline = now,
+            None => self.end(cause, now),
         }
     }
 
-    fn note_the_dead<C, U>(&mut self, client: &Side<C>, upstream: &Side<U>) {
+    fn note_the_dead<C, U>(&mut self, client: &Side<C>, upstream: &Side<U>, now: Instant) {
         if client.end.dead {
-            self.end(Cause::ClientGone);
+            self.end(Cause::ClientGone, now);
         } else if upstream.end.dead {
-            self.end(Cause::UpstreamGone);
+            self.end(Cause::UpstreamGone, now);
         }
     }
 
@@ -440,7 +441,7 @@ fn forward<A: Wire, B: Wire>(
             run = at;
         }
         if between_frames && core.drain_by.is_some() && between_messages(from, to) {
-            core.end(Cause::Drain);
+            core.end(Cause::Drain, now);
             break Ok(Stop::Ended);
         }
         match from.scanner.next(&input[at..]) {
@@ -479,10 +480,11 @@ fn forward<A: Wire, B: Wire>(
                         at = end;
                         from.end.close_received = true;
                         to.end.close_sent = Some(code.unwrap_or(CloseCode::NO_STATUS));
-                        core.end(match from.role {
+                        let cause = match from.role {
                             Sender::Client => Cause::ClientClosed(code),
                             Sender::Server => Cause::UpstreamClosed(code),
-                        });
+                        };
+                        core.end(cause, now);
                         break Ok(Stop::Ended);
                     }
                 }
@@ -502,7 +504,7 @@ fn forward<A: Wire, B: Wire>(
     match verdict {
         Err(cause) => {
             from.end.unreadable = true;
-            core.end(cause);
+            core.end(cause, now);
         }
         Ok(Stop::Ended) => {}
         Ok(Stop::NeedMore) => {

@@ -2,6 +2,7 @@
 //!
 //! Nothing in this folder awaits, reads a clock, draws a random number, logs or counts. Bytes go in, values come out,
 //! and each decoder has three answers: an item, "need more bytes", or the rule that was broken.
+#![cfg_attr(not(test), warn(clippy::expect_used, clippy::panic, clippy::unwrap_used))]
 
 pub mod close;
 pub mod error;
