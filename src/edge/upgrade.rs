@@ -80,6 +80,7 @@ pub async fn serve(
         biased;
         asked = ask(&request, &rule, listener) => asked,
         refusal = watch(&io) => Err(refusal),
+        () = gateway.refusing() => Err(Refusal::Draining),
     };
     let mut asked = match asked {
         Ok(asked) => asked,
