@@ -32,6 +32,7 @@ use super::upstreams::{Endpoint, Lease};
 use crate::cause::Refusal;
 use crate::policy::client_address::Source;
 use crate::policy::connection_limit::Guard;
+use crate::ws::handshake::list;
 
 /// The longest silence within a request or an answer.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
@@ -121,31 +122,36 @@ impl Drop for InFlight<'_> {
     }
 }
 
-/// The head that Pingora reads: as it came, or without an Upgrade. `None` only if a head that was parsed cannot be
-/// written.
+/// The head that Pingora reads: as it came, or without what asks for another protocol and what is for one hop only.
+/// `None` only if a head that was parsed cannot be written.
 fn head_for_pingora(request: &Request) -> Option<Bytes> {
     let Head { request: header, bytes, len, rewritten } = &request.head;
-    match request.intent {
-        Intent::Plain | Intent::WebSocket if !rewritten => Some(bytes.slice(..*len)),
-        _ => Some(http_req_header_to_wire(&without_upgrade(header))?.freeze()),
+    let only_persistence = list(&header.headers, &header::CONNECTION).all(is_persistence);
+    if request.intent == Intent::Plain && only_persistence && !rewritten {
+        return Some(bytes.slice(..*len));
     }
-}
-
-/// The request without what asks for another protocol. RFC 9110 §7.8, RFC 7540 §3.2.1.
-fn without_upgrade(header: &RequestHeader) -> RequestHeader {
     let mut header = header.clone();
-    let keep: Vec<_> = crate::ws::handshake::list(&header.headers, &header::CONNECTION)
-        .filter(|token| !token.eq_ignore_ascii_case(b"upgrade") && !token.eq_ignore_ascii_case(b"http2-settings"))
+    let persistence: Vec<_> = list(&header.headers, &header::CONNECTION)
+        .filter(|token| is_persistence(token))
         .map(|token| String::from_utf8_lossy(token).into_owned())
         .collect();
+    // What Connection may not name was refused before. Framing goes on to Pingora, which needs it and drops it.
+    for name in forwarding::nominated(&header.headers).ok()? {
+        header.remove_header(&name);
+    }
+    header.remove_header(&header::CONNECTION);
     header.remove_header(&header::UPGRADE);
     header.remove_header("http2-settings");
-    header.remove_header(&header::CONNECTION);
-    if !keep.is_empty() {
+    if !persistence.is_empty() {
         // Tokens that were a valid value are one again.
-        let _ = header.insert_header(header::CONNECTION, keep.join(", "));
+        let _ = header.insert_header(header::CONNECTION, persistence.join(", "));
     }
-    header
+    Some(http_req_header_to_wire(&header)?.freeze())
+}
+
+/// Whether a token of Connection says what becomes of the connection, and names no header. RFC 9112 §9.3.
+fn is_persistence(token: &[u8]) -> bool {
+    token.eq_ignore_ascii_case(b"close") || token.eq_ignore_ascii_case(b"keep-alive")
 }
 
 #[async_trait]

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use http::header;
 
+use super::forwarding;
 use super::gateway::{Gateway, ListenerState};
 use super::head::Head;
 use crate::cause::Refusal;
@@ -45,8 +46,9 @@ impl Request {
     /// Reads a head.
     ///
     /// # Errors
-    /// `ConnectMethod`, `BadHost`, `BadPath`, `MixedUpgrade`, `UpgradeOverHttp10`, `HostNotServed`: what two readers
-    /// could read in different ways, or what this listener does not serve.
+    /// `ConnectMethod`, `BadHost`, `BadPath`, `MixedUpgrade`, `UpgradeOverHttp10`, `HostNotServed`, and
+    /// `MalformedRequest` for what Connection may not name: what two readers could read in different ways, or what this
+    /// listener does not serve.
     pub fn read(
         mut head: Head,
         peer: IpAddr,
@@ -80,6 +82,7 @@ impl Request {
                     return Err(Refusal::HostNotServed);
                 }
             }
+            forwarding::nominated(&head.request.headers)?;
             Ok((authority, path, read_intent(head)?))
         };
         match read(&mut head) {

@@ -80,6 +80,7 @@ pub async fn serve(
         biased;
         asked = ask(&request, &rule, listener) => asked,
         refusal = watch(&io) => Err(refusal),
+        () = gateway.refusing() => Err(Refusal::Draining),
     };
     let mut asked = match asked {
         Ok(asked) => asked,
@@ -215,7 +216,6 @@ fn check_handshake(request: &Request) -> Result<(), Refusal> {
     if !(subprotocols && extensions) {
         return Err(Refusal::BadOffer);
     }
-    forwarding::nominated(headers)?;
     if head.bytes.len() > head.len {
         return Err(Refusal::EarlyData);
     }

@@ -34,9 +34,7 @@ fn decisions(gateway: &Gateway, policy: &str, decision: &str) -> f64 {
 }
 
 fn session_with(gateway: &Gateway, source: &str, lines: &str) -> Option<Client> {
-    let mut client = gateway.connect_from(source);
-    client.send(upgrade("/", lines));
-    (client.answer_head().status() == 101).then_some(client)
+    gateway.try_session(gateway.connect_from(source), lines)
 }
 
 #[test]
