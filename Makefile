@@ -5,7 +5,7 @@ CARGO ?= cargo
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build test fmt lint doc deny check-examples
+.PHONY: help demo build test fmt lint doc deny check-examples bench
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -48,3 +48,10 @@ check-examples: build ## Run `sluicegate check` on every file in examples/
 	failed=0; for file in "$${files[@]}"; do \
 	  echo "check $$file"; $(TARGET)/debug/sluicegate check -c "$$file" || failed=1; \
 	done; exit $$failed
+
+bench: ## Measure memory and CPU beside nginx and beside no proxy (takes minutes, needs nginx)
+	@scripts/setup test
+	$(CARGO) bench --locked --bench load --no-run
+	@{ echo "# Measured"; echo; echo "By \`make bench\` on $$(date -u +%F) at commit $$(git rev-parse --short HEAD), $$(nproc) cores."; \
+	  echo "Compare the rows: absolute figures of a shared machine mean little."; \
+	  $(CARGO) bench --locked --bench load; } | tee docs/bench.md

@@ -32,8 +32,8 @@ struct Proxy {
 impl Drop for Proxy {
     fn drop(&mut self) {
         if let Some(child) = &mut self.child {
-            // It may have ended by itself.
-            let _ = child.kill();
+            // SIGTERM, since a killed nginx leaves its workers behind. It may have ended by itself.
+            let _ = Command::new("kill").arg(child.id().to_string()).status();
             let _ = child.wait();
         }
     }
@@ -49,6 +49,7 @@ async fn main() -> Result<()> {
     let direct = Proxy { name: "no proxy", child: None, pids: Vec::new(), address: backend_address, _files: None };
     for proxy in [Ok(direct), start_nginx(backend_address), start_sluicegate(backend_address)] {
         let proxy = proxy?;
+        eprintln!("measuring {} at {}", proxy.name, proxy.address);
         let memory = idle_memory(&proxy).await?;
         let (one, sixteen) = (round_trips(&proxy, 1).await?, round_trips(&proxy, 16).await?);
         rows.push((proxy.name, memory, one, sixteen));
@@ -92,8 +93,14 @@ fn start_nginx(backend: SocketAddr) -> Result<Proxy> {
     let nginx = if std::path::Path::new("/usr/sbin/nginx").exists() { "/usr/sbin/nginx" } else { "nginx" };
     let child = Command::new(nginx).arg("-c").arg(&file).arg("-p").arg(files.path()).stderr(Stdio::null()).spawn()?;
     wait_for(address)?;
-    let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", child.id()))?;
-    let pids = children.split_whitespace().map(str::parse).collect::<std::result::Result<_, _>>()?;
+    // The master listens before it has its workers.
+    let pids = loop {
+        let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", child.id()))?;
+        let pids: Vec<u32> = children.split_whitespace().filter_map(|pid| pid.parse().ok()).collect();
+        if pids.len() == 2 {
+            break pids;
+        }
+    };
     Ok(Proxy { name: "nginx", child: Some(child), pids, address, _files: Some(files) })
 }
 

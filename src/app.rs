@@ -18,7 +18,7 @@ use crate::events::Event;
 use crate::metrics::Metrics;
 use crate::tunnel::sys;
 
-/// How often clients that used nothing of their limits for a while are forgotten.
+/// How often clients that used nothing of their limits for a while are forgotten, and each session is looked at.
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
 
 /// How often a drain looks whether the last session is gone.
@@ -102,13 +102,17 @@ impl App {
             .field("session_limit", gateway.session_limit())
             .emit();
         readiness.set_started();
+        tokio::spawn({
+            let (registry, metrics) = (gateway.registry.clone(), metrics.clone());
+            async move { registry.sweep(SWEEP_EVERY, &metrics).await }
+        });
         tokio::spawn(sweep(gateway, stopped));
         Ok(Self { listeners, admin, service, readiness, shutdown: config.shutdown, stop })
     }
 
     /// Ends in good order: unready first, after `delay` nothing new, then sessions close one after the other, and what
     /// is still there after `drain` is cut. Returns as soon as nothing is left.
-    pub async fn drain(self) {
+    pub async fn drain(&self) {
         let gateway = &self.service.gateway;
         Event::new("draining").field("sessions", gateway.registry.len()).emit();
         self.readiness.set_draining();
@@ -123,24 +127,29 @@ impl App {
         if tokio::time::timeout(self.shutdown.drain, all_gone).await.is_err() {
             self.cut().await;
         }
+    }
+
+    /// Lets go of the listeners. To be called when nothing is left to serve.
+    pub fn stop(self) {
         self.stop.send_replace(true);
         Event::new("stopped").emit();
     }
 
-    /// Ends at once.
+    /// Ends what is there at once.
     pub async fn cut(&self) {
         let gateway = &self.service.gateway;
         Event::new("cutting").field("sessions", gateway.registry.len()).emit();
         gateway.refuse_all();
         gateway.registry.cut();
         let by = Instant::now() + CUT_GRACE;
-        while !gateway.registry.is_empty() && Instant::now() < by {
+        while gateway.sessions.sessions() > 0 && Instant::now() < by {
             tokio::time::sleep(DRAIN_POLL).await;
         }
     }
 
+    /// Whether no session, no handshake and no plain request is left.
     fn is_idle(&self) -> bool {
-        self.service.gateway.registry.is_empty() && self.service.plain.in_flight() == 0
+        self.service.gateway.sessions.sessions() == 0 && self.service.plain.in_flight() == 0
     }
 }
 

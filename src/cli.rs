@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueEnum};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::app::{AdminFallback, App};
 use crate::config::{self, AdminBind, Checked, Config, Loaded};
@@ -112,25 +112,38 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Runs the gateway until a signal has drained it.
+/// Runs the gateway until a signal has drained it, or a second one has cut that short.
 async fn serve(config: Config, fallback: AdminFallback) -> Result<(), String> {
+    // Before anything is served: from now on no signal ends the process without its order.
+    let mut signals = Signals::listen()?;
     let app = App::start(config, fallback).await.map_err(|error| error.to_string())?;
-    first_signal().await?;
+    signals.next().await;
     tokio::select! {
         () = app.drain() => {}
-        second = first_signal() => second?,
+        () = signals.next() => app.cut().await,
     }
+    app.stop();
     Ok(())
 }
 
-/// Resolves with the next SIGTERM or SIGINT.
-async fn first_signal() -> Result<(), String> {
-    let failed = |error: std::io::Error| format!("cannot listen for signals: {error}");
-    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
-    tokio::select! {
-        _ = terminate.recv() => Ok(()),
-        _ = interrupt.recv() => Ok(()),
+/// The signals that end the process.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn listen() -> Result<Self, String> {
+        let listen = |kind| signal(kind).map_err(|error| format!("cannot listen for signals: {error}"));
+        Ok(Self { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
+    }
+
+    /// Resolves with the next SIGTERM or SIGINT.
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
     }
 }
 

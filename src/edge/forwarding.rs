@@ -29,14 +29,15 @@ const HOP_BY_HOP: [HeaderName; 9] = [
     HTTP2_SETTINGS,
 ];
 
-/// Headers that mean something to a backend's security: a client that names one in Connection wants it dropped on the
+/// Headers that mean something to a backend's security, or to where a body ends: a client that names one in Connection wants it dropped on the
 /// way, and is refused.
-const END_TO_END: [HeaderName; 10] = [
+const END_TO_END: [HeaderName; 11] = [
     header::HOST,
     header::ORIGIN,
     header::COOKIE,
     header::AUTHORIZATION,
     header::CONTENT_LENGTH,
+    header::TRANSFER_ENCODING,
     header::SEC_WEBSOCKET_KEY,
     header::SEC_WEBSOCKET_VERSION,
     header::SEC_WEBSOCKET_PROTOCOL,

@@ -4,6 +4,7 @@
 //! [`upgrade`] into a tunnel or through [`plain`] and Pingora's `HttpProxy`.
 
 pub mod answer;
+pub mod body;
 pub mod forwarding;
 pub mod gateway;
 pub mod head;

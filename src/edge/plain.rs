@@ -21,6 +21,7 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 
 use super::answer;
+use super::body::BodyEnd;
 use super::forwarding;
 use super::gateway::Rule;
 use super::head::Head;
@@ -31,6 +32,7 @@ use super::upstreams::{Endpoint, Lease};
 use crate::cause::Refusal;
 use crate::policy::client_address::Source;
 use crate::policy::connection_limit::Guard;
+use crate::ws::handshake::list;
 
 /// The longest silence within a request or an answer.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
@@ -80,9 +82,11 @@ impl PlainProxy {
         record: Record,
         upstream_descriptor: Guard,
     ) -> Option<(TcpStream, Bytes)> {
-        let (for_pingora, rest) = input(&request)?;
+        let head = head_for_pingora(&request)?;
+        let behind = request.head.bytes.slice(request.head.len..);
+        let end = BodyEnd::of(&request.head.request.headers);
         let _counted = InFlight::new(&self.in_flight);
-        let mut session = ServerSession::new_http1(PrereadStream::boxed(io, for_pingora));
+        let mut session = ServerSession::new_http1(PrereadStream::of_request(io, head, behind, end));
         session.set_keepalive(Some(IDLE_TIMEOUT.as_secs()));
         session.set_read_timeout(Some(IDLE_TIMEOUT));
         session.set_write_timeout(Some(IDLE_TIMEOUT));
@@ -98,8 +102,7 @@ impl PlainProxy {
         session.set_connection_user_context(Some(Box::new(plain)));
         let reused = self.proxy.process_new_http(session, &self.shutdown).await?;
         let (stream, _settings) = reused.consume();
-        let (io, unread) = PrereadStream::unbox(stream)?;
-        Some((io, if rest.is_empty() { unread } else { rest }))
+        PrereadStream::unbox(stream)
     }
 }
 
@@ -119,38 +122,36 @@ impl Drop for InFlight<'_> {
     }
 }
 
-/// What Pingora reads: the head, without an Upgrade, and the body as far as it came; and what belongs to the next
-/// request. `None` only if a head that was parsed cannot be written.
-fn input(request: &Request) -> Option<(Bytes, Bytes)> {
+/// The head that Pingora reads: as it came, or without what asks for another protocol and what is for one hop only.
+/// `None` only if a head that was parsed cannot be written.
+fn head_for_pingora(request: &Request) -> Option<Bytes> {
     let Head { request: header, bytes, len, rewritten } = &request.head;
-    let head = match request.intent {
-        Intent::Plain | Intent::WebSocket if !rewritten => bytes.slice(..*len),
-        _ => http_req_header_to_wire(&without_upgrade(header))?.freeze(),
-    };
-    let behind = bytes.slice(*len..);
-    let has_body = header.headers.contains_key(header::TRANSFER_ENCODING)
-        || header.headers.get(header::CONTENT_LENGTH).is_some_and(|length| length != "0");
-    if !has_body || behind.is_empty() {
-        return Some((head, behind));
+    let only_persistence = list(&header.headers, &header::CONNECTION).all(is_persistence);
+    if request.intent == Intent::Plain && only_persistence && !rewritten {
+        return Some(bytes.slice(..*len));
     }
-    Some(([head, behind].concat().into(), Bytes::new()))
-}
-
-/// The request without what asks for another protocol. RFC 9110 §7.8, RFC 7540 §3.2.1.
-fn without_upgrade(header: &RequestHeader) -> RequestHeader {
     let mut header = header.clone();
-    let keep: Vec<_> = crate::ws::handshake::list(&header.headers, &header::CONNECTION)
-        .filter(|token| !token.eq_ignore_ascii_case(b"upgrade") && !token.eq_ignore_ascii_case(b"http2-settings"))
+    let persistence: Vec<_> = list(&header.headers, &header::CONNECTION)
+        .filter(|token| is_persistence(token))
         .map(|token| String::from_utf8_lossy(token).into_owned())
         .collect();
+    // What Connection may not name was refused before. Framing goes on to Pingora, which needs it and drops it.
+    for name in forwarding::nominated(&header.headers).ok()? {
+        header.remove_header(&name);
+    }
+    header.remove_header(&header::CONNECTION);
     header.remove_header(&header::UPGRADE);
     header.remove_header("http2-settings");
-    header.remove_header(&header::CONNECTION);
-    if !keep.is_empty() {
+    if !persistence.is_empty() {
         // Tokens that were a valid value are one again.
-        let _ = header.insert_header(header::CONNECTION, keep.join(", "));
+        let _ = header.insert_header(header::CONNECTION, persistence.join(", "));
     }
-    header
+    Some(http_req_header_to_wire(&header)?.freeze())
+}
+
+/// Whether a token of Connection says what becomes of the connection, and names no header. RFC 9112 §9.3.
+fn is_persistence(token: &[u8]) -> bool {
+    token.eq_ignore_ascii_case(b"close") || token.eq_ignore_ascii_case(b"keep-alive")
 }
 
 #[async_trait]

@@ -4,6 +4,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use http::header::{self, HeaderName};
 
@@ -31,9 +32,13 @@ pub struct Record {
     session_id: u64,
 }
 
-/// What a session has that a request has not.
+/// What the log says of a session.
 #[derive(Debug)]
-pub struct Opened {
+pub struct SessionRecord {
+    /// Its handshake.
+    pub request: Record,
+    /// When it was opened.
+    pub started: SystemTime,
     /// The upstream's name.
     pub upstream: Box<str>,
     /// The endpoint.
@@ -64,11 +69,9 @@ impl Record {
     /// Of a head that could be parsed.
     pub fn of_head(listener: &Arc<str>, peer: IpAddr, head: &Head) -> Self {
         let text = |name: &HeaderName| head.request.headers.get(name).map(|value| kept(value.as_bytes()));
-        let target = head.request.raw_path();
-        let path = target.split(|byte| *byte == b'?').next().unwrap_or_default();
         Self {
             host: text(&header::HOST),
-            path: Some(kept(path)),
+            path: Some(kept(path_of(head.request.raw_path()))),
             method: Some(kept(head.request.method.as_str().as_bytes())),
             origin: text(&header::ORIGIN),
             user_agent: text(&header::USER_AGENT),
@@ -103,32 +106,6 @@ impl Record {
             .emit();
     }
 
-    /// Writes the line of a session.
-    pub fn ended(&self, opened: &Opened, outcome: &Outcome) {
-        let row = outcome.cause.row();
-        let stats = &outcome.stats;
-        self.fields(Event::new("session"))
-            .field("upstream", &*opened.upstream)
-            .field("endpoint", &*opened.endpoint)
-            .field("status", 101u16)
-            .field("subprotocol", opened.subprotocol.as_deref())
-            .field("compression", "off")
-            .field("duration_seconds", outcome.duration.as_secs_f64())
-            .field("messages_in", stats.inbound.messages)
-            .field("messages_out", stats.outbound.messages)
-            .field("bytes_in", stats.inbound.bytes)
-            .field("bytes_out", stats.outbound.bytes)
-            .field("close_code", outcome.cause.code().0)
-            .field("close_sent", outcome.close_sent.map(|code| code.0))
-            .field("closed_by", row.by.name())
-            .field("cause", row.name)
-            .field("detail", detail(&outcome.cause))
-            .field("ping_rtt_ms", stats.ping_rtt.map(|rtt| rtt.as_secs_f64() * 1e3))
-            .field("pings_unanswered", stats.upstream_pings_unanswered)
-            .field("queue_max_bytes", stats.queue_max_bytes)
-            .emit();
-    }
-
     fn fields(&self, event: Event) -> Event {
         event
             .field("listener", &*self.listener)
@@ -144,6 +121,47 @@ impl Record {
             .field("session_id", format!("{:016x}", self.session_id))
             .field("request_id", self.request_id.as_deref())
             .field("traceparent", self.traceparent.as_deref())
+    }
+}
+
+/// A target without its query, and without an authority, which may hold a password.
+fn path_of(target: &[u8]) -> &[u8] {
+    let end = target.iter().position(|byte| *byte == b'?').unwrap_or(target.len());
+    let target = &target[..end];
+    if target.starts_with(b"/") {
+        return target;
+    }
+    let Some(authority) = target.windows(3).position(|three| three == b"://").map(|at| at + 3) else { return target };
+    let path = target[authority..].iter().position(|byte| *byte == b'/').map_or(target.len(), |at| authority + at);
+    &target[path..]
+}
+
+impl SessionRecord {
+    /// Writes the line of a session.
+    pub fn ended(&self, outcome: &Outcome) {
+        let row = outcome.cause.row();
+        let stats = &outcome.stats;
+        self.request
+            .fields(Event::new("session"))
+            .field("upstream", &*self.upstream)
+            .field("endpoint", &*self.endpoint)
+            .field("status", 101u16)
+            .field("subprotocol", self.subprotocol.as_deref())
+            .field("compression", "off")
+            .field("duration_seconds", outcome.duration.as_secs_f64())
+            .field("messages_in", stats.inbound.messages)
+            .field("messages_out", stats.outbound.messages)
+            .field("bytes_in", stats.inbound.bytes)
+            .field("bytes_out", stats.outbound.bytes)
+            .field("close_code", outcome.cause.code().0)
+            .field("close_sent", outcome.close_sent.map(|code| code.0))
+            .field("closed_by", row.by.name())
+            .field("cause", row.name)
+            .field("detail", detail(&outcome.cause))
+            .field("ping_rtt_ms", stats.ping_rtt.map(|rtt| rtt.as_secs_f64() * 1e3))
+            .field("pings_unanswered", stats.upstream_pings_unanswered)
+            .field("queue_max_bytes", stats.queue_max_bytes)
+            .emit();
     }
 }
 

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use http::header;
 
+use super::forwarding;
 use super::gateway::{Gateway, ListenerState};
 use super::head::Head;
 use crate::cause::Refusal;
@@ -45,14 +46,15 @@ impl Request {
     /// Reads a head.
     ///
     /// # Errors
-    /// `ConnectMethod`, `BadHost`, `BadPath`, `MixedUpgrade`, `UpgradeOverHttp10`, `HostNotServed`: what two readers
-    /// could read in different ways, or what this listener does not serve.
+    /// `ConnectMethod`, `BadHost`, `BadPath`, `MixedUpgrade`, `UpgradeOverHttp10`, `HostNotServed`, and
+    /// `MalformedRequest` for what Connection may not name: what two readers could read in different ways, or what this
+    /// listener does not serve.
     pub fn read(
         mut head: Head,
         peer: IpAddr,
         listener: &ListenerState,
         gateway: &Gateway,
-    ) -> Result<Self, (Head, Refusal)> {
+    ) -> Result<Self, (Box<Head>, Refusal)> {
         let peer_trusted = gateway.trusted_proxies.contains(Peer::Ip(peer));
         let client = client_address::resolve(
             &listener.config.client_address,
@@ -80,11 +82,12 @@ impl Request {
                     return Err(Refusal::HostNotServed);
                 }
             }
+            forwarding::nominated(&head.request.headers)?;
             Ok((authority, path, read_intent(head)?))
         };
         match read(&mut head) {
             Ok((authority, path, intent)) => Ok(Self { head, authority, path, client, peer, peer_trusted, intent }),
-            Err(refusal) => Err((head, refusal)),
+            Err(refusal) => Err((Box::new(head), refusal)),
         }
     }
 
@@ -113,7 +116,7 @@ impl Request {
     }
 }
 
-/// Reads the authority from an absolute-form target or from Host. RFC 9112 §3.2.
+/// Reads the authority from an absolute-form target or from Host, which the two must agree on. RFC 9112 §3.2.
 fn read_target(head: &mut Head) -> Result<Option<Authority>, Refusal> {
     let mut hosts = head.request.headers.get_all(header::HOST).into_iter();
     let host = hosts.next().map(|value| value.to_str().map_err(|_| Refusal::BadHost)).transpose()?;
@@ -122,25 +125,32 @@ fn read_target(head: &mut Head) -> Result<Option<Authority>, Refusal> {
     }
     let parse = |text: &str| route::parse_authority(text).map_err(|_| Refusal::BadHost);
     let from_host = host.map(parse).transpose()?;
+    if from_host.is_none() && head.request.version != http::Version::HTTP_10 {
+        return Err(Refusal::BadHost);
+    }
     let target = std::str::from_utf8(head.request.raw_path()).map_err(|_| Refusal::BadPath)?;
     let lower = target.get(..8).unwrap_or(target).to_ascii_lowercase();
     let rest = match (lower.strip_prefix("http://"), lower.strip_prefix("https://")) {
         (Some(_), _) => &target[7..],
         (_, Some(_)) => &target[8..],
-        (None, None) if from_host.is_none() && head.request.version != http::Version::HTTP_10 => {
-            return Err(Refusal::BadHost);
-        }
         (None, None) => return Ok(from_host),
     };
     let path_at = rest.find(['/', '?']).unwrap_or(rest.len());
-    let authority = parse(&rest[..path_at])?;
-    if from_host.is_some_and(|host| host != authority) {
-        return Err(Refusal::BadHost);
-    }
+    let from_target = &rest[..path_at];
+    let authority = parse(from_target)?;
     let path = match &rest[path_at..] {
         path if path.starts_with('/') => path.to_owned(),
         query => format!("/{query}"),
     };
+    match from_host {
+        Some(host) if host != authority => return Err(Refusal::BadHost),
+        Some(_) => {}
+        // Over HTTP/1.0 the target may be all that names the host; the upstream gets it where it looks for it.
+        None => {
+            let from_target = from_target.to_owned();
+            head.request.insert_header(header::HOST, from_target).map_err(|_| Refusal::BadHost)?;
+        }
+    }
     head.request.set_raw_path(path.as_bytes()).map_err(|_| Refusal::BadPath)?;
     head.rewritten = true;
     Ok(Some(authority))

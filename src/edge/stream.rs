@@ -2,16 +2,18 @@
 //!
 //! Pingora's own stream type buffers 64 KiB a connection, and a stream that went into it comes out only as a
 //! descriptor. This one has no buffer but the bytes that were read ahead, and `into_any` gives the tokio stream back.
+//! Of a client's connection it gives one request and no byte more: what a client sends behind it is the next request,
+//! which Pingora would take for a fault of this one.
 
 use std::any::Any;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use async_trait::async_trait;
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use pingora::protocols::raw_connect::ProxyDigest;
 use pingora::protocols::{
     GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, Stream, TimingDigest,
@@ -20,20 +22,32 @@ use pingora::protocols::{
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 
+use super::body::BodyEnd;
+
 /// A TCP stream behind the bytes that were read of it.
 #[derive(Debug)]
 pub struct PrereadStream {
+    /// The head of a request, which comes first.
+    head: Bytes,
+    /// What was read of the connection behind it.
     preread: Bytes,
     io: TcpStream,
+    /// Where the reader is to see no more; `None` is nowhere.
+    end: Option<BodyEnd>,
 }
 
 impl PrereadStream {
-    /// A stream that reads `preread` first.
-    pub fn boxed(io: TcpStream, preread: Bytes) -> Stream {
-        Box::new(Self { preread, io })
+    /// An upstream's stream, of which nothing was read.
+    pub fn boxed(io: TcpStream) -> Stream {
+        Box::new(Self { head: Bytes::new(), preread: Bytes::new(), io, end: None })
     }
 
-    /// The stream in a stream of Pingora's that [`PrereadStream::boxed`] made, and what was not read again of it.
+    /// A client's stream, as far as one request goes: its head, and its body, of which `preread` may be the front.
+    pub fn of_request(io: TcpStream, head: Bytes, preread: Bytes, end: BodyEnd) -> Stream {
+        Box::new(Self { head, preread, io, end: Some(end) })
+    }
+
+    /// The stream in a stream of Pingora's that was made here, and what was read ahead of it and is left.
     pub fn unbox(stream: Stream) -> Option<(TcpStream, Bytes)> {
         let boxed: Box<dyn Any> = stream.into_any();
         boxed.downcast::<Self>().ok().map(|this| (this.io, this.preread))
@@ -42,13 +56,45 @@ impl PrereadStream {
 
 impl AsyncRead for PrereadStream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if self.preread.is_empty() {
-            return Pin::new(&mut self.io).poll_read(cx, buf);
+        let this = &mut *self;
+        if !this.head.is_empty() {
+            let len = this.head.len().min(buf.remaining());
+            buf.put_slice(&this.head.split_to(len));
+            return Poll::Ready(Ok(()));
         }
-        let len = self.preread.len().min(buf.remaining());
-        buf.put_slice(&self.preread[..len]);
-        self.preread.advance(len);
+        if this.end.is_some_and(|end| end.is_reached()) {
+            return this.poll_gone(cx);
+        }
+        if !this.preread.is_empty() {
+            let len = this.preread.len().min(buf.remaining());
+            let len = this.end.as_mut().map_or(len, |end| end.take(&this.preread[..len]));
+            buf.put_slice(&this.preread.split_to(len));
+            return Poll::Ready(Ok(()));
+        }
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
+        if let Some(end) = &mut this.end {
+            let own = before + end.take(&buf.filled()[before..]);
+            this.preread = Bytes::copy_from_slice(&buf.filled()[own..]);
+            buf.set_filled(own);
+        }
         Poll::Ready(Ok(()))
+    }
+}
+
+impl PrereadStream {
+    /// Behind the request there is only one thing to tell of the client: that it is gone.
+    fn poll_gone(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !self.preread.is_empty() {
+            return Poll::Pending;
+        }
+        let mut byte = [0];
+        match ready!(self.io.poll_peek(cx, &mut ReadBuf::new(&mut byte))) {
+            Ok(0) => Poll::Ready(Ok(())),
+            // The next request. Nobody is woken for it: it is read when this one is over.
+            Ok(_) => Poll::Pending,
+            Err(error) => Poll::Ready(Err(error)),
+        }
     }
 }
 

@@ -68,7 +68,10 @@ pub fn flush() {
             return;
         }
         item = back;
-        // The queue has no way to wait for room with a deadline.
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "the process ends, and the queue cannot wait for room until a time"
+        )]
         std::thread::sleep(Duration::from_millis(5));
     }
     let _ = wait.recv_timeout(deadline.saturating_duration_since(Instant::now()));

@@ -28,14 +28,21 @@ pub(super) struct Ending {
     /// Whether we end the session, and forward nothing more.
     pub(super) originated: bool,
     announced: bool,
+    /// Whether a forwarded Close frame is on its way, and nothing waits before it.
+    flushed: bool,
     /// When the connections are dropped whatever happens.
-    pub(super) deadline: Option<Instant>,
+    pub(super) deadline: Instant,
 }
 
+/// How long output may stand before a forwarded Close frame: `slow_client` may be off, or generous. There is at most
+/// one read of it, 64 KiB, which the slowest client that `slow_client` keeps by default takes in this time.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(64);
+
 impl Ending {
-    pub(super) fn new(cause: Cause) -> Self {
+    pub(super) fn new(cause: Cause, close_timeout: Duration, now: Instant) -> Self {
         let originated = !matches!(cause, Cause::ClientClosed(_) | Cause::UpstreamClosed(_));
-        Self { cause, originated, announced: false, deadline: None }
+        let deadline = if originated { now + close_timeout } else { now + close_timeout + FLUSH_TIMEOUT };
+        Self { cause, originated, announced: false, flushed: originated, deadline }
     }
 
     /// Goes on with the end. Ready when both connections may be dropped.
@@ -49,7 +56,6 @@ impl Ending {
     ) -> Poll<()> {
         if self.originated && !self.announced {
             self.announced = true;
-            self.deadline = Some(now + close_timeout);
             let row = self.cause.row();
             match self.cause {
                 Cause::ClientSilent(_) => client.bury(),
@@ -62,16 +68,16 @@ impl Ending {
         }
         // A forwarded Close frame may wait behind output that its peer takes slowly: that is judged as ever, and the
         // closing handshake begins when the frame is on its way.
-        if self.deadline.is_none() && client.out.is_empty() && upstream.out.is_empty() {
-            self.deadline = Some(now + close_timeout);
+        if !self.flushed && client.out.is_empty() && upstream.out.is_empty() {
+            self.flushed = true;
+            self.deadline = self.deadline.min(now + close_timeout);
         }
         // A peer that vanished inside the closing handshake: its Close frame will never come to be forwarded.
         client.end.cut |= upstream.end.dead && client.end.close_sent.is_none();
         upstream.end.cut |= client.end.dead && upstream.end.close_sent.is_none();
 
         let finished = [advance_side(client, cx), advance_side(upstream, cx)];
-        let expired = self.deadline.is_some_and(|deadline| now >= deadline);
-        if expired || finished == [true, true] { Poll::Ready(()) } else { Poll::Pending }
+        if now >= self.deadline || finished == [true, true] { Poll::Ready(()) } else { Poll::Pending }
     }
 }
 

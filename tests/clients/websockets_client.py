@@ -10,7 +10,8 @@ Steps, one after another:
   {"sleep": MS}
   {"close": [CODE, "reason"]}                              the whole closing handshake
   {"closed": true}                                         waits until the other side has closed
-Options: headers, origin, protocols, timeout_ms (10000, of the whole script), ping_interval (seconds; off by default).
+Options: headers, origin, protocols, deflate (false), timeout_ms (10000, of the whole script), ping_interval (seconds; off
+by default).
 
 The transcript is one JSON line, with the fields that ws_client.mjs gives. Exit code 0 when the script came to its end
 or the upgrade was refused, 1 otherwise.
@@ -70,12 +71,13 @@ async def main():
                 additional_headers=options.get("headers"),
                 origin=options.get("origin"),
                 subprotocols=options.get("protocols"),
-                compression=None,
+                compression="deflate" if options.get("deflate") else None,
                 max_size=None,
                 proxy=None,
                 ping_interval=options.get("ping_interval"),
             )
-            transcript.update(opened=True, status=101, protocol=connection.subprotocol)
+            extensions = connection.response.headers.get("sec-websocket-extensions", "")
+            transcript.update(opened=True, status=101, protocol=connection.subprotocol, extensions=extensions)
             try:
                 await run(connection, steps, transcript)
                 transcript["done"] = True

@@ -1,0 +1,11 @@
+//! The real binary from outside: raw clients and backends on free ports, and what the gateway answers, logs and counts.
+//!
+//! A test never sleeps to let something happen: it waits for a log line, a metric or bytes, until a deadline that only
+//! a broken gateway reaches.
+
+mod forwarding;
+mod heads;
+mod limits;
+mod refusals;
+mod support;
+mod upgrade;
