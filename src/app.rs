@@ -50,7 +50,7 @@ pub struct App {
 pub enum AdminFallback {
     /// Fail.
     Fail,
-    /// Take the next free port: up to [`LAST_ADMIN_PORT`] in order, and then any.
+    /// Take the next free port: up to 9999 in order, and then any.
     FreePort,
 }
 
