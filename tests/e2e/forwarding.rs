@@ -127,6 +127,17 @@ fn what_a_trusted_proxy_says_is_kept_and_gone_on_with() {
 }
 
 #[test]
+fn the_log_of_a_refused_head_names_the_client_behind_a_trusted_proxy() {
+    let (_backend, gateway) = start(|config| config.more("trusted_proxies: [127.0.0.1]"));
+    let before = gateway.before();
+    let mut client = gateway.connect();
+    client.send("GET /../ HTTP/1.1\r\nHost: app.example\r\nX-Forwarded-For: 203.0.113.1\r\n\r\n");
+    assert_eq!(client.answer().status(), 400);
+    let line = before.expect_told("none", Refusal::BadPath, Some(400), "203.0.113.1");
+    assert_eq!(line["peer_ip"], "127.0.0.1", "{line}");
+}
+
+#[test]
 fn only_the_chosen_source_is_believed() {
     let config =
         |listener: &'static str| move |config: Config| config.listener(listener).more("trusted_proxies: [private]");
