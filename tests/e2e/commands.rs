@@ -2,7 +2,6 @@
 
 use std::net::TcpListener;
 use std::process::{Output, Stdio};
-use std::time::Duration;
 
 use crate::support::gateway::{binary, wait};
 use crate::support::{Backend, Config, DEADLINE, Gateway};
@@ -160,5 +159,4 @@ fn a_demo_ends_by_itself() {
     let output = output(&["demo", "--for", "1s"]);
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     assert!(text(&output.stdout).contains("http://"), "{output:?}");
-    assert!(Duration::from_secs(1) < DEADLINE);
 }

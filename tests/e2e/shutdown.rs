@@ -7,6 +7,7 @@ use parking_lot::Mutex;
 use sluicegate::cause::Refusal;
 
 use crate::support::frames::{self, CLOSE};
+use crate::support::refusal::check_answer;
 use crate::support::{Backend, Client, Config, DEADLINE, Gateway, upgrade};
 
 const LONG: &str = "shutdown: { delay: 0s, drain: 5m, spread: 0s }";
@@ -186,13 +187,11 @@ fn a_handshake_that_the_upstream_has_not_answered_is_told_503() {
     let mut client = gateway.connect();
     client.send(upgrade("/", ""));
     backend.wait_for_request(1);
-    let before = gateway.before();
     gateway.terminate();
-    let answer = client.answer();
-    crate::support::refusal::check_answer(&answer, Refusal::Draining);
+    check_answer(&client.answer(), Refusal::Draining);
     client.expect_end();
-    drop(before);
     drop(client);
     assert_eq!(gateway.wait_for_exit().code(), Some(0));
-    gateway.wait_for_log(|line| line["event"] == "refusal" && line["cause"] == "draining");
+    let line = gateway.wait_for_log(|line| line["event"] == "refusal");
+    assert_eq!((&line["cause"], &line["rule"]), (&"draining".into(), &"app".into()), "{line}");
 }
