@@ -86,6 +86,11 @@ impl Record {
         Self { client: request.client, ..Self::of_head(listener, request.peer, &request.head) }
     }
 
+    /// Names the client that a trusted peer spoke for.
+    pub fn set_client(&mut self, client: IpAddr) {
+        self.client = client;
+    }
+
     /// Names the rule that matched.
     pub fn set_rule(&mut self, rule: &str) {
         self.rule = Some(rule.into());
