@@ -779,6 +779,20 @@ async fn a_drain_does_not_wait_for_ever() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_cut_ends_a_session_that_a_drain_waits_for() {
+    let mut tunnel = open(settings());
+    let begun = masked(0x01, b"never finished");
+    tunnel.client.write_all(&begun).await.unwrap();
+    expect(&mut tunnel.upstream, &begun).await;
+    tunnel.control.give(Order::Drain);
+    expect_nothing(&mut tunnel.client, secs(1)).await;
+    let start = tokio::time::Instant::now();
+    tunnel.control.give(Order::Cut);
+    let outcome = tunnel.ended().await;
+    assert_eq!((outcome.cause, start.elapsed().as_secs()), (Cause::DrainCut, 0));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_cut_ends_at_once() {
     let mut tunnel = open(settings());
     let start = tokio::time::Instant::now();
