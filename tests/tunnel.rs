@@ -684,6 +684,21 @@ async fn a_client_that_takes_a_byte_a_second_is_closed() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_slow_client_that_wakes_up_within_the_close_timeout_learns_why() {
+    let mut tunnel = open(settings());
+    // A little more than the pipe holds: what is pending ends between two frames.
+    let message = plain(0x82, &[1; PIPE_BYTES]);
+    tunnel.upstream.write_all(&message).await.unwrap();
+    expect_close(&mut tunnel.upstream, CloseCode::GOING_AWAY).await;
+    sleep(secs(4)).await;
+    expect(&mut tunnel.client, &message).await;
+    expect_close(&mut tunnel.client, CloseCode::TRY_AGAIN_LATER).await;
+    let outcome = tunnel.outcome().await;
+    assert!(matches!(outcome.cause, Cause::SlowClient { .. }), "{:?}", outcome.cause);
+    assert_eq!(outcome.close_sent, Some(CloseCode::TRY_AGAIN_LATER));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_client_that_takes_100_kb_a_second_of_50_mb_is_never_closed() {
     let mut settings = settings();
     settings.message.upstream_max_size_bytes = None;
