@@ -720,6 +720,21 @@ async fn a_client_that_takes_a_byte_a_second_is_closed() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_slow_client_that_wakes_up_within_the_close_timeout_learns_why() {
+    let mut tunnel = open(settings());
+    // A little more than the pipe holds: what is pending ends between two frames.
+    let message = plain(0x82, &[1; PIPE_BYTES]);
+    tunnel.upstream.write_all(&message).await.unwrap();
+    expect_close(&mut tunnel.upstream, CloseCode::GOING_AWAY).await;
+    sleep(secs(4)).await;
+    expect(&mut tunnel.client, &message).await;
+    expect_close(&mut tunnel.client, CloseCode::TRY_AGAIN_LATER).await;
+    let outcome = tunnel.outcome().await;
+    assert!(matches!(outcome.cause, Cause::SlowClient { .. }), "{:?}", outcome.cause);
+    assert_eq!(outcome.close_sent, Some(CloseCode::TRY_AGAIN_LATER));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_client_that_takes_100_kb_a_second_of_50_mb_is_never_closed() {
     let mut settings = settings();
     settings.message.upstream_max_size_bytes = None;
@@ -822,6 +837,20 @@ async fn a_drain_does_not_wait_for_ever() {
     let start = tokio::time::Instant::now();
     expect_close(&mut tunnel.client, CloseCode::SERVICE_RESTART).await;
     assert_eq!(start.elapsed().as_secs(), 5);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cut_ends_a_session_that_a_drain_waits_for() {
+    let mut tunnel = open(settings());
+    let begun = masked(0x01, b"never finished");
+    tunnel.client.write_all(&begun).await.unwrap();
+    expect(&mut tunnel.upstream, &begun).await;
+    tunnel.control.give(Order::Drain);
+    expect_nothing(&mut tunnel.client, secs(1)).await;
+    let start = tokio::time::Instant::now();
+    tunnel.control.give(Order::Cut);
+    let outcome = tunnel.ended().await;
+    assert_eq!((outcome.cause, start.elapsed().as_secs()), (Cause::DrainCut, 0));
 }
 
 #[tokio::test(start_paused = true)]

@@ -98,7 +98,8 @@ impl SlowClient {
         judged.into_iter().chain(slow).min()
     }
 
-    /// Judges the client when a window of `timeout` has passed, and begins the next window if it passes.
+    /// Judges the client when a window of `timeout` has passed, and begins the next window: one who is given up has it
+    /// to take what is pending and the Close frame behind it.
     ///
     /// # Errors
     /// What it took in the window, when that is too little.
@@ -109,11 +110,11 @@ impl SlowClient {
             return Ok(());
         }
         let wanted = settings.min_rate_bytes as f64 * window.as_secs_f64();
-        if (pending.window_taken_bytes as f64) < wanted {
-            return Err(TooSlow { taken_bytes: pending.window_taken_bytes, pending_for: now - pending.since });
-        }
         pending.window_from = now;
-        pending.window_taken_bytes = 0;
+        let taken_bytes = std::mem::take(&mut pending.window_taken_bytes);
+        if (taken_bytes as f64) < wanted {
+            return Err(TooSlow { taken_bytes, pending_for: now - pending.since });
+        }
         Ok(())
     }
 }
@@ -141,6 +142,7 @@ mod tests {
         }
         let expected = TooSlow { taken_bytes: 29, pending_for: secs(30) };
         assert_eq!(policy.check(start + secs(30)), Err(expected));
+        assert_eq!(policy.check(start + secs(31)), Ok(()), "given up once in a window");
     }
 
     #[test]

@@ -79,6 +79,7 @@ pub struct Session<C, U> {
     timer: Pin<Box<Sleep>>,
     armed_for: Instant,
     started: Instant,
+    /// Whether it has been polled before: its timer and its orders wake it.
     listening: bool,
 }
 
@@ -272,6 +273,11 @@ impl<C: Wire, U: Wire> Future for Session<C, U> {
         if now >= this.armed_for {
             this.run_deadlines(now, cx);
         }
+        // Before the orders are read, so that one which comes behind this wakes us; and again after each, since a wake
+        // uses it up.
+        if !this.listening || this.control.order() != Order::Run {
+            this.control.listen(cx.waker());
+        }
         this.follow_orders(now);
         let Self { client, upstream, core, .. } = this;
         let over = core
@@ -290,10 +296,7 @@ impl<C: Wire, U: Wire> Future for Session<C, U> {
             });
         }
         this.arm(now, cx);
-        if !this.listening {
-            this.listening = true;
-            this.control.listen(cx.waker());
-        }
+        this.listening = true;
         // An end that has just begun changes what is read of whom.
         if more || this.core.ending.is_some() != was_ending {
             cx.waker().wake_by_ref();
