@@ -18,7 +18,7 @@ use crate::events::Event;
 use crate::metrics::Metrics;
 use crate::tunnel::sys;
 
-/// How often clients that used nothing of their limits for a while are forgotten.
+/// How often clients that used nothing of their limits for a while are forgotten, and each session is looked at.
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
 
 /// How often a drain looks whether the last session is gone.
@@ -50,7 +50,7 @@ pub struct App {
 pub enum AdminFallback {
     /// Fail.
     Fail,
-    /// Take the next free port: up to [`LAST_ADMIN_PORT`] in order, and then any.
+    /// Take the next free port: up to 9999 in order, and then any.
     FreePort,
 }
 
@@ -102,6 +102,10 @@ impl App {
             .field("session_limit", gateway.session_limit())
             .emit();
         readiness.set_started();
+        tokio::spawn({
+            let (registry, metrics) = (gateway.registry.clone(), metrics.clone());
+            async move { registry.sweep(SWEEP_EVERY, &metrics).await }
+        });
         tokio::spawn(sweep(gateway, stopped));
         Ok(Self { listeners, admin, service, readiness, shutdown: config.shutdown, stop })
     }

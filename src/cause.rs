@@ -268,6 +268,8 @@ pub enum Cause {
     IdleTimeout(Duration),
     /// The process drains.
     Drain,
+    /// An operator asked for the end, with this code.
+    Operator(CloseCode),
     /// The process drained for `shutdown.drain`, and this session was still there.
     DrainCut,
 }
@@ -291,7 +293,7 @@ pub struct CauseRow {
 
 impl Cause {
     /// One of each, in the order of the table.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::ClientClosed(None),
         Self::UpstreamClosed(None),
         Self::ClientGone,
@@ -312,6 +314,7 @@ impl Cause {
         Self::UpstreamSilent(Duration::ZERO),
         Self::IdleTimeout(Duration::ZERO),
         Self::Drain,
+        Self::Operator(CloseCode::SERVICE_RESTART),
         Self::DrainCut,
     ];
 
@@ -370,6 +373,9 @@ impl Cause {
             Self::IdleTimeout(_) => client_fault("idle_timeout", "idle_timeout", C::GOING_AWAY, "idle for too long"),
             Self::Drain => {
                 CauseRow { policy: None, ..client_fault("drain", "", C::SERVICE_RESTART, "service restart") }
+            }
+            Self::Operator(code) => {
+                CauseRow { policy: None, ..client_fault("operator", "", *code, "closed by the operator") }
             }
             Self::DrainCut => passed("drain_cut", By::Proxy),
         }

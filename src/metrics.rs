@@ -25,12 +25,25 @@ pub const NO_RULE: &str = "none";
 /// From a neighbouring process to the default `keepalive.timeout`, in seconds.
 const RTT_BUCKETS: [f64; 13] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0];
 
+/// From a keystroke to the default limit of a backend's message, in bytes.
+const SIZE_BUCKETS: [f64; 10] =
+    [64.0, 256.0, 1024.0, 4096.0, 16_384.0, 65_536.0, 262_144.0, 1_048_576.0, 4_194_304.0, 16_777_216.0];
+
+/// From one copy to a second of waiting, in seconds. The target for the 99th percentile, end to end, is 0.1.
+const LATENCY_BUCKETS: [f64; 11] = [0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0];
+
+/// Messages that wait for one client. The target for the 99th percentile is below 5.
+const DEPTH_BUCKETS: [f64; 9] = [0.0, 1.0, 2.0, 5.0, 10.0, 50.0, 100.0, 500.0, 1000.0];
+
+/// Bytes that wait for one client.
+const QUEUE_BUCKETS: [f64; 8] = [0.0, 1024.0, 4096.0, 16_384.0, 65_536.0, 131_072.0, 524_288.0, 1_048_576.0];
+
 /// All metrics of the process, in a registry of their own.
 pub struct Metrics {
     registry: Registry,
     families: Families,
     rules: Mutex<HashMap<String, Arc<RuleMetrics>>>,
-    slow_clients: IntGauge,
+    heap_bytes: IntGauge,
     upstream_connections: IntGaugeVec,
     log_lines_dropped: IntCounter,
     resident_bytes: IntGauge,
@@ -49,6 +62,14 @@ struct Families {
     slow_evictions: IntCounterVec,
     ping_rtt: HistogramVec,
     pings_unanswered: IntCounterVec,
+    message_size: HistogramVec,
+    message_latency: HistogramVec,
+    send_queue_messages: HistogramVec,
+    send_queue_bytes: HistogramVec,
+    slow_clients: IntGauge,
+    queued_bytes: IntGauge,
+    socket_unsent: HistogramVec,
+    retransmits: IntCounterVec,
 }
 
 impl Metrics {
@@ -56,9 +77,9 @@ impl Metrics {
     pub fn new() -> Arc<Self> {
         let registry = Registry::new();
         let families = Families::new(&registry);
-        let slow_clients = register(
+        let heap_bytes = register(
             &registry,
-            IntGauge::new("sluicegate_slow_clients", "Sessions whose output is pending for more than a second"),
+            IntGauge::new("sluicegate_heap_bytes", "Bytes that the allocator has handed out, seen every 10 s"),
         );
         let upstream_connections = register(
             &registry,
@@ -79,7 +100,7 @@ impl Metrics {
             registry,
             families,
             rules: Mutex::default(),
-            slow_clients,
+            heap_bytes,
             upstream_connections,
             log_lines_dropped,
             resident_bytes,
@@ -95,9 +116,14 @@ impl Metrics {
         if let Some(rule) = rules.get(name) {
             return Arc::clone(rule);
         }
-        let rule = Arc::new(RuleMetrics::new(name, &self.families, self.slow_clients.clone()));
+        let rule = Arc::new(RuleMetrics::new(name, &self.families));
         rules.insert(name.to_owned(), Arc::clone(&rule));
         rule
+    }
+
+    /// Tells how much the allocator has handed out, in bytes.
+    pub fn set_heap_bytes(&self, bytes: u64) {
+        self.heap_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
     }
 
     /// The gauge of connections to one endpoint.
@@ -130,9 +156,12 @@ impl Families {
         let counter = |name: &str, help: &str, labels: &[&str]| {
             register(registry, IntCounterVec::new(Opts::new(name, help), labels))
         };
+        let histogram = |name: &str, help: &str, buckets: &[f64], labels: &[&str]| {
+            let opts = HistogramOpts::new(name, help).buckets(buckets.to_vec());
+            register(registry, HistogramVec::new(opts, labels))
+        };
+        let gauge = |name: &str, help: &str| register(registry, IntGauge::new(name, help));
         let connections = Opts::new("sluicegate_connections", "Active WebSocket sessions");
-        let rtt = HistogramOpts::new("sluicegate_ping_rtt_seconds", "From a ping of ours to its pong, in seconds")
-            .buckets(RTT_BUCKETS.to_vec());
         Self {
             connections: register(registry, IntGaugeVec::new(connections, &["rule"])),
             handshakes: counter(
@@ -165,11 +194,53 @@ impl Families {
                 "Sessions closed because the client read too slowly",
                 &["rule"],
             ),
-            ping_rtt: register(registry, HistogramVec::new(rtt, &["rule", "side"])),
+            ping_rtt: histogram(
+                "sluicegate_ping_rtt_seconds",
+                "From a ping of ours to its pong, in seconds",
+                &RTT_BUCKETS,
+                &["rule", "side"],
+            ),
             pings_unanswered: counter(
                 "sluicegate_pings_unanswered_total",
                 "Pings of ours that got no pong in time",
                 &["rule", "side"],
+            ),
+            message_size: histogram(
+                "sluicegate_message_size_bytes",
+                "Sizes of data messages, of which one in 16 of a session is measured, in bytes",
+                &SIZE_BUCKETS,
+                &["rule", "direction"],
+            ),
+            message_latency: histogram(
+                "sluicegate_message_latency_seconds",
+                "From read to written, of one message in 16 of a session, in seconds",
+                &LATENCY_BUCKETS,
+                &["rule", "path"],
+            ),
+            send_queue_messages: histogram(
+                "sluicegate_send_queue_messages",
+                "Messages that wait for a client, each session seen every 10 s, unsent kernel bytes included",
+                &DEPTH_BUCKETS,
+                &["rule"],
+            ),
+            send_queue_bytes: histogram(
+                "sluicegate_send_queue_bytes_per_connection",
+                "Bytes that wait for a client, each session seen every 10 s, unsent kernel bytes included",
+                &QUEUE_BUCKETS,
+                &["rule"],
+            ),
+            slow_clients: gauge("sluicegate_slow_clients", "Sessions whose output is pending for more than a second"),
+            queued_bytes: gauge("sluicegate_queued_bytes", "Bytes that wait in this process for peers to take them"),
+            socket_unsent: histogram(
+                "sluicegate_socket_unsent_bytes",
+                "Bytes that the kernel has taken and not sent, each socket seen every 10 s",
+                &QUEUE_BUCKETS,
+                &["side"],
+            ),
+            retransmits: counter(
+                "sluicegate_tcp_retransmits_total",
+                "Segments that TCP sent again, as far as seen",
+                &["side"],
             ),
         }
     }
@@ -193,6 +264,22 @@ pub struct RuleMetrics {
     pub pings_unanswered_client: IntCounter,
     /// Pings that the upstream did not answer in time.
     pub pings_unanswered_upstream: IntCounter,
+    /// From read to written through a tunnel, in seconds.
+    pub message_latency_tunnel: Histogram,
+    /// Messages that wait for a client.
+    pub send_queue_messages: Histogram,
+    /// Bytes that wait for a client.
+    pub send_queue_bytes: Histogram,
+    /// Bytes that wait in this process; of all rules.
+    pub queued_bytes: IntGauge,
+    /// Unsent bytes of clients' sockets; of all rules.
+    pub socket_unsent_client: Histogram,
+    /// Unsent bytes of upstreams' sockets; of all rules.
+    pub socket_unsent_upstream: Histogram,
+    /// Segments sent again to clients; of all rules.
+    pub retransmits_client: IntCounter,
+    /// Segments sent again to upstreams; of all rules.
+    pub retransmits_upstream: IntCounter,
     slow_evictions: IntCounter,
     slow_clients: IntGauge,
     handshakes: IntCounterVec,
@@ -235,10 +322,12 @@ pub struct DirectionMetrics {
     pub close: IntCounter,
     /// Bytes of frames, headers included.
     pub bytes: IntCounter,
+    /// Sizes of data messages, in bytes.
+    pub message_size: Histogram,
 }
 
 impl RuleMetrics {
-    fn new(name: &str, families: &Families, slow_clients: IntGauge) -> Self {
+    fn new(name: &str, families: &Families) -> Self {
         let direction = |direction: &str| {
             let messages = |kind: &str| families.messages.with_label_values(&[name, direction, kind]);
             DirectionMetrics {
@@ -248,6 +337,7 @@ impl RuleMetrics {
                 pong: messages("pong"),
                 close: messages("close"),
                 bytes: families.bytes.with_label_values(&[name, direction]),
+                message_size: families.message_size.with_label_values(&[name, direction]),
             }
         };
         Self {
@@ -261,7 +351,15 @@ impl RuleMetrics {
             pings_unanswered_client: families.pings_unanswered.with_label_values(&[name, "client"]),
             pings_unanswered_upstream: families.pings_unanswered.with_label_values(&[name, "upstream"]),
             slow_evictions: families.slow_evictions.with_label_values(&[name]),
-            slow_clients,
+            message_latency_tunnel: families.message_latency.with_label_values(&[name, "tunnel"]),
+            send_queue_messages: families.send_queue_messages.with_label_values(&[name]),
+            send_queue_bytes: families.send_queue_bytes.with_label_values(&[name]),
+            queued_bytes: families.queued_bytes.clone(),
+            socket_unsent_client: families.socket_unsent.with_label_values(&["client"]),
+            socket_unsent_upstream: families.socket_unsent.with_label_values(&["upstream"]),
+            retransmits_client: families.retransmits.with_label_values(&["client"]),
+            retransmits_upstream: families.retransmits.with_label_values(&["upstream"]),
+            slow_clients: families.slow_clients.clone(),
             handshakes: families.handshakes.clone(),
             closes: families.closes.clone(),
             policy_decisions: families.policy_decisions.clone(),

@@ -238,7 +238,7 @@ fn read_with_scanner(stream: &[u8]) -> (Reading, usize) {
                 mask::apply(&mut message[start..], key, (at - payload_at) as u64);
                 at += len;
                 if let Some(ended) = ends_message {
-                    assert_eq!(ended, kind);
+                    assert_eq!(ended.kind, kind);
                     items.push(deliver(kind, &mut message));
                 }
             }

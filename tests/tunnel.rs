@@ -45,6 +45,7 @@ fn settings() -> Settings {
         idle_timeout: None,
         slow_client: Some(slow_client::Settings { timeout: secs(30), min_rate_bytes: 1024 }),
         close_timeout: secs(5),
+        report_only: false,
     }
 }
 
@@ -192,6 +193,15 @@ async fn forwards_frames_untouched_both_ways() {
     for frame in [plain(0x81, "é".as_bytes()), plain(0x8a, b"theirs"), plain(0x82, &[7; 70_000])] {
         tunnel.upstream.write_all(&frame).await.unwrap();
         expect(&mut tunnel.client, &frame).await;
+    }
+    let text = tunnel.metrics.render();
+    for (metric, count) in [
+        (r#"sluicegate_message_size_bytes_count{direction="in",rule="test"}"#, 1),
+        (r#"sluicegate_message_size_bytes_sum{direction="out",rule="test"}"#, 2),
+        (r#"sluicegate_message_latency_seconds_count{path="tunnel",rule="test"}"#, 2),
+        ("sluicegate_queued_bytes", 0),
+    ] {
+        assert!(text.contains(&format!("{metric} {count}\n")), "{metric} {count}\n{text}");
     }
     let outcome = tunnel.outcome().await;
     assert_eq!((outcome.stats.inbound.messages, outcome.stats.outbound.messages), (2, 2));
@@ -523,6 +533,32 @@ async fn after_our_close_nothing_more_is_forwarded() {
     expect_end(&mut tunnel.client).await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn policies_that_only_report_close_nothing_and_are_counted() {
+    let mut settings = settings();
+    settings.report_only = true;
+    settings.message.max_size_bytes = Some(10);
+    settings.message.max_fragments = Some(1);
+    settings.message.messages = Some(message::Rate { count: 1, per: secs(1), burst: 1 });
+    settings.idle_timeout = Some(secs(600));
+    let mut tunnel = open(Settings { keepalive: None, ..settings });
+    let frames =
+        [masked(0x01, b"a"), masked(0x80, b"b"), masked(0x81, b"more than ten"), masked(0x81, b"again")].concat();
+    tunnel.client.write_all(&frames).await.unwrap();
+    expect(&mut tunnel.upstream, &frames).await;
+    sleep(secs(1900)).await;
+    // Broken protocol is closed all the same.
+    tunnel.client.write_all(&masked(0x83, b"")).await.unwrap();
+    expect_close(&mut tunnel.client, CloseCode::PROTOCOL_ERROR).await;
+    let text = tunnel.metrics.render();
+    for (policy, count) in [("message_size", 1), ("message_fragments", 1), ("message_rate", 1), ("idle_timeout", 3)] {
+        let line = format!(
+            r#"sluicegate_policy_decisions_total{{decision="would_refuse",policy="{policy}",rule="test"}} {count}"#
+        );
+        assert!(text.contains(&line), "{line}\n{text}");
+    }
+}
+
 // ---- liveness -------------------------------------------------------------------------------------------------------
 
 #[tokio::test(start_paused = true)]
@@ -781,6 +817,16 @@ async fn a_drain_waits_for_the_end_of_the_message() {
     tunnel.upstream.write_all(&[&frame[10..], &plain(0x81, b"not any more")[..]].concat()).await.unwrap();
     expect(&mut tunnel.client, &frame[10..]).await;
     expect_close(&mut tunnel.client, CloseCode::SERVICE_RESTART).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_operator_closes_with_a_code() {
+    let mut tunnel = open(settings());
+    tunnel.control.give(Order::Close(CloseCode(4321)));
+    expect_close(&mut tunnel.client, CloseCode(4321)).await;
+    expect_close(&mut tunnel.upstream, CloseCode::GOING_AWAY).await;
+    let outcome = tunnel.outcome().await;
+    assert_eq!((outcome.cause, outcome.close_sent), (Cause::Operator(CloseCode(4321)), Some(CloseCode(4321))));
 }
 
 #[tokio::test(start_paused = true)]

@@ -42,8 +42,8 @@ pub struct RawMain {
     /// Files with more rules: paths and patterns such as `rules/*.yaml`, relative to this file. Their rules come after
     /// those below, in the order of the files' names. Default: none. A pattern that no file matches is a fault.
     pub rule_files: Vec<String>,
-    /// What is done with requests; the first rule that matches wins, and without one the answer is 404. Default: when
-    /// no file has a rule, one that takes everything to the only upstream.
+    /// What is done with requests; the first rule that matches wins, and without one the answer is 404. Default: one
+    /// that takes everything to the only upstream, when no file has any.
     pub rules: Vec<RawRule>,
     /// How the process ends.
     pub shutdown: RawShutdown,

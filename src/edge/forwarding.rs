@@ -1,7 +1,7 @@
 //! What the backend is told of the client, and which headers are not for it. RFC 9110 §7.6.1, RFC 7239.
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use pingora::http::RequestHeader;
+use pingora::http::{RequestHeader, ResponseHeader};
 
 use super::request::Request;
 use crate::cause::Refusal;
@@ -75,6 +75,24 @@ pub fn strip_hop_by_hop(request: &mut RequestHeader) -> Result<(), Refusal> {
         request.remove_header(name);
     }
     Ok(())
+}
+
+/// Removes what of an answer is not for the client. Transfer-Encoding stays: it is for who reads the body next.
+///
+/// What Connection may not name is passed on: an answer is not refused for it.
+pub fn strip_answer(answer: &mut ResponseHeader) {
+    let named: Vec<_> =
+        list(&answer.headers, &header::CONNECTION).filter_map(|name| HeaderName::from_bytes(name).ok()).collect();
+    let asks_for_upgrade = answer.status == http::StatusCode::UPGRADE_REQUIRED;
+    for name in named.iter().chain(&HOP_BY_HOP) {
+        let kept = END_TO_END.contains(name)
+            || *name == header::TRANSFER_ENCODING
+            // RFC 9110 §15.5.22.
+            || (*name == header::UPGRADE && asks_for_upgrade);
+        if !kept {
+            answer.remove_header(name);
+        }
+    }
 }
 
 /// Says who the client is, in one voice: what a peer that is not trusted claims is removed, and what a trusted one

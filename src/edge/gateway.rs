@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
+use super::record::SessionRecord;
 use super::upstreams::{self, Upstream};
 use crate::config::{self, Config, PerIp, WebSocketMode};
 use crate::metrics::{Metrics, NO_RULE, RuleMetrics};
@@ -32,7 +33,7 @@ pub struct Gateway {
     /// The metrics of requests for which no rule is known.
     pub no_rule: Arc<RuleMetrics>,
     /// The live sessions.
-    pub registry: Arc<Registry>,
+    pub registry: Arc<Registry<SessionRecord>>,
     /// Sessions of the process.
     pub sessions: Arc<ConnectionLimit>,
     session_limit: usize,
@@ -188,6 +189,7 @@ impl Rule {
                 idle_timeout: rule.idle_timeout,
                 slow_client: rule.slow_client.clone(),
                 close_timeout: rule.close_timeout,
+                report_only: false,
             }),
             metrics: metrics.rule(&rule.name),
         }

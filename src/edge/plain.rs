@@ -37,6 +37,9 @@ use crate::ws::handshake::list;
 /// The longest silence within a request or an answer.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
 
+/// An upstream that answers a plain request with a 101.
+const UNASKED_UPGRADE: ErrorType = ErrorType::new("UnaskedUpgrade");
+
 /// What a request brings with it into Pingora and out again.
 pub struct Plain {
     request: Request,
@@ -230,6 +233,20 @@ impl ProxyHttp for Hooks {
         Ok(())
     }
 
+    async fn upstream_response_filter(
+        &self,
+        _session: &mut Session,
+        answer: &mut ResponseHeader,
+        _ctx: &mut Self::CTX,
+    ) -> pingora::Result<()> {
+        // No request that comes here asks for another protocol.
+        if answer.status == http::StatusCode::SWITCHING_PROTOCOLS {
+            return Err(Error::new_up(UNASKED_UPGRADE));
+        }
+        forwarding::strip_answer(answer);
+        Ok(())
+    }
+
     async fn fail_to_proxy(&self, session: &mut Session, error: &Error, ctx: &mut Self::CTX) -> FailToProxy {
         let refusal = match (error.esource(), error.etype()) {
             (ErrorSource::Downstream, ErrorType::InvalidHTTPHeader) => Refusal::MalformedRequest,
@@ -238,12 +255,16 @@ impl ProxyHttp for Hooks {
                 Refusal::UpstreamTimeout
             }
             (_, ErrorType::InvalidHTTPHeader) => Refusal::UpstreamMalformed,
+            (_, error) if *error == UNASKED_UPGRADE => Refusal::UpstreamInvalidUpgrade,
             _ => Refusal::UpstreamUnreachable,
         };
+        let answered = session.response_written().is_some();
         if let Some(plain) = ctx {
             plain.record.refused(&refusal, None);
+            if !answered {
+                plain.rule.metrics.refused(&refusal);
+            }
         }
-        let answered = session.response_written().is_some();
         let Some(answer) = answer::document(&refusal).filter(|_| !answered) else {
             return FailToProxy { error_code: 0, can_reuse_downstream: false };
         };

@@ -4,6 +4,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use http::header::{self, HeaderName};
 
@@ -31,9 +32,13 @@ pub struct Record {
     session_id: u64,
 }
 
-/// What a session has that a request has not.
+/// What the log says of a session.
 #[derive(Debug)]
-pub struct Opened {
+pub struct SessionRecord {
+    /// Its handshake.
+    pub request: Record,
+    /// When it was opened.
+    pub started: SystemTime,
     /// The upstream's name.
     pub upstream: Box<str>,
     /// The endpoint.
@@ -81,6 +86,11 @@ impl Record {
         Self { client: request.client, ..Self::of_head(listener, request.peer, &request.head) }
     }
 
+    /// Names the client that a trusted peer spoke for.
+    pub fn set_client(&mut self, client: IpAddr) {
+        self.client = client;
+    }
+
     /// Names the rule that matched.
     pub fn set_rule(&mut self, rule: &str) {
         self.rule = Some(rule.into());
@@ -98,32 +108,6 @@ impl Record {
             .field("cause", row.name)
             .field("policy", row.policy)
             .field("detail", detail)
-            .emit();
-    }
-
-    /// Writes the line of a session.
-    pub fn ended(&self, opened: &Opened, outcome: &Outcome) {
-        let row = outcome.cause.row();
-        let stats = &outcome.stats;
-        self.fields(Event::new("session"))
-            .field("upstream", &*opened.upstream)
-            .field("endpoint", &*opened.endpoint)
-            .field("status", 101u16)
-            .field("subprotocol", opened.subprotocol.as_deref())
-            .field("compression", "off")
-            .field("duration_seconds", outcome.duration.as_secs_f64())
-            .field("messages_in", stats.inbound.messages)
-            .field("messages_out", stats.outbound.messages)
-            .field("bytes_in", stats.inbound.bytes)
-            .field("bytes_out", stats.outbound.bytes)
-            .field("close_code", outcome.cause.code().0)
-            .field("close_sent", outcome.close_sent.map(|code| code.0))
-            .field("closed_by", row.by.name())
-            .field("cause", row.name)
-            .field("detail", detail(&outcome.cause))
-            .field("ping_rtt_ms", stats.ping_rtt.map(|rtt| rtt.as_secs_f64() * 1e3))
-            .field("pings_unanswered", stats.upstream_pings_unanswered)
-            .field("queue_max_bytes", stats.queue_max_bytes)
             .emit();
     }
 
@@ -155,6 +139,35 @@ fn path_of(target: &[u8]) -> &[u8] {
     let Some(authority) = target.windows(3).position(|three| three == b"://").map(|at| at + 3) else { return target };
     let path = target[authority..].iter().position(|byte| *byte == b'/').map_or(target.len(), |at| authority + at);
     &target[path..]
+}
+
+impl SessionRecord {
+    /// Writes the line of a session.
+    pub fn ended(&self, outcome: &Outcome) {
+        let row = outcome.cause.row();
+        let stats = &outcome.stats;
+        self.request
+            .fields(Event::new("session"))
+            .field("upstream", &*self.upstream)
+            .field("endpoint", &*self.endpoint)
+            .field("status", 101u16)
+            .field("subprotocol", self.subprotocol.as_deref())
+            .field("compression", "off")
+            .field("duration_seconds", outcome.duration.as_secs_f64())
+            .field("messages_in", stats.inbound.messages)
+            .field("messages_out", stats.outbound.messages)
+            .field("bytes_in", stats.inbound.bytes)
+            .field("bytes_out", stats.outbound.bytes)
+            .field("close_code", outcome.cause.code().0)
+            .field("close_sent", outcome.close_sent.map(|code| code.0))
+            .field("closed_by", row.by.name())
+            .field("cause", row.name)
+            .field("detail", detail(&outcome.cause))
+            .field("ping_rtt_ms", stats.ping_rtt.map(|rtt| rtt.as_secs_f64() * 1e3))
+            .field("pings_unanswered", stats.upstream_pings_unanswered)
+            .field("queue_max_bytes", stats.queue_max_bytes)
+            .emit();
+    }
 }
 
 /// The part of a peer's text that is kept.

@@ -31,6 +31,17 @@ pub struct Request {
     pub intent: Intent,
 }
 
+/// A head that is no request, and why.
+#[derive(Debug)]
+pub struct Unread {
+    /// The head.
+    pub head: Head,
+    /// The address of the client.
+    pub client: IpAddr,
+    /// Why.
+    pub refusal: Refusal,
+}
+
 /// What a request's Upgrade asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Intent {
@@ -54,7 +65,7 @@ impl Request {
         peer: IpAddr,
         listener: &ListenerState,
         gateway: &Gateway,
-    ) -> Result<Self, (Box<Head>, Refusal)> {
+    ) -> Result<Self, Box<Unread>> {
         let peer_trusted = gateway.trusted_proxies.contains(Peer::Ip(peer));
         let client = client_address::resolve(
             &listener.config.client_address,
@@ -87,7 +98,7 @@ impl Request {
         };
         match read(&mut head) {
             Ok((authority, path, intent)) => Ok(Self { head, authority, path, client, peer, peer_trusted, intent }),
-            Err(refusal) => Err((Box::new(head), refusal)),
+            Err(refusal) => Err(Box::new(Unread { head, client, refusal })),
         }
     }
 

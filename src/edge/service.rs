@@ -50,9 +50,10 @@ impl Service {
             };
             let request = match Request::read(head, peer, &listener, gateway) {
                 Ok(request) => request,
-                Err((head, refusal)) => {
-                    let record = Record::of_head(&listener.name, peer, &head);
-                    return self.refuse(&listener, io, peer, Some(record), refusal).await;
+                Err(unread) => {
+                    let mut record = Record::of_head(&listener.name, peer, &unread.head);
+                    record.set_client(unread.client);
+                    return self.refuse(&listener, io, peer, Some(record), unread.refusal).await;
                 }
             };
             let mut record = Record::of_request(&listener.name, &request);

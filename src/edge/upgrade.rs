@@ -6,7 +6,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use futures_util::FutureExt as _;
 use http::header;
@@ -20,7 +20,7 @@ use tokio::time::timeout;
 use super::answer;
 use super::forwarding;
 use super::gateway::{Gateway, ListenerState, Rule};
-use super::record::{Opened, Record, kept};
+use super::record::{Record, SessionRecord, kept};
 use super::request::Request;
 use super::stream::PrereadStream;
 use super::upstreams::{ConnectError, Lease};
@@ -44,7 +44,7 @@ const MAX_INTERIM_ANSWERS: usize = 16;
 struct Held {
     _places: Places,
     _lease: Lease,
-    _entry: Entry,
+    entry: Entry<SessionRecord>,
     _mark: SessionMark,
 }
 
@@ -103,7 +103,6 @@ pub async fn serve(
     if let Some(refusal) = watch(&io).now_or_never() {
         return refuse(io, refusal).await;
     }
-    let entry = gateway.registry.enter();
     if gateway.is_refusing() {
         return refuse(io, Refusal::Draining).await;
     }
@@ -115,41 +114,37 @@ pub async fn serve(
         return answer::end(io).await;
     };
     note_passed(&rule.metrics);
-    if gateway.is_refusing() {
-        // The drain began behind the check above, and may not have seen this session.
-        entry.control.give(Order::Drain);
-    }
     let subprotocol = asked.answer.headers.get(header::SEC_WEBSOCKET_PROTOCOL).map(|value| kept(value.as_bytes()));
-    let opened = Opened {
+    let record = SessionRecord {
+        request: record,
+        started: SystemTime::now(),
         upstream: rule.upstream.name().into(),
         endpoint: asked.lease.endpoint().address().into(),
         subprotocol,
     };
+    let entry = gateway.registry.enter(rule.metrics.clone(), record);
+    if gateway.is_refusing() {
+        // The drain began behind the check above, and may not have seen this session.
+        entry.live.control.give(Order::Drain);
+    }
     let session = Session::new(Opening {
         client: io,
         upstream,
         upstream_preread: preread,
         settings: rule.tunnel.clone(),
         metrics: rule.metrics.clone(),
-        control: entry.control.clone(),
+        control: entry.live.control.clone(),
         endpoint_answers: asked.lease.endpoint().answers_pings().clone(),
     });
-    let held = Held { _places: places, _lease: asked.lease, _entry: entry, _mark: rule.metrics.session() };
-    tokio::spawn(run(session, record, opened, rule.metrics.clone(), held));
+    let held = Held { _places: places, _lease: asked.lease, entry, _mark: rule.metrics.session() };
+    tokio::spawn(run(session, held));
 }
 
 /// A session from its 101 to its log line.
-async fn run(
-    session: Session<TcpStream, TcpStream>,
-    record: Record,
-    opened: Opened,
-    metrics: Arc<RuleMetrics>,
-    held: Held,
-) {
+async fn run(session: Session<TcpStream, TcpStream>, held: Held) {
     let outcome = session.await;
-    metrics.closed(&outcome.cause);
-    record.ended(&opened, &outcome);
-    drop(held);
+    held.entry.live.metrics.closed(&outcome.cause);
+    held.entry.live.tag.ended(&outcome);
 }
 
 /// Every check that needs no upstream, in the order of the table in the manual.

@@ -14,6 +14,7 @@ pub mod origin;
 pub mod range;
 pub mod route;
 pub mod slow_client;
+pub mod stickiness;
 
 /// A setting that a policy's constructor does not accept.
 #[derive(Clone, Debug, PartialEq, Eq)]

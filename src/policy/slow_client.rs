@@ -78,6 +78,13 @@ impl SlowClient {
         self.pending = None;
     }
 
+    /// Judges the client from `now` on, as if its output became pending then.
+    pub fn restart(&mut self, now: Instant) {
+        if let Some(pending) = &mut self.pending {
+            *pending = Pending { since: pending.since, window_from: now, window_taken_bytes: 0 };
+        }
+    }
+
     /// Whether output has been pending without a pause for longer than [`SLOW_AFTER`].
     pub fn is_slow(&self, now: Instant) -> bool {
         self.pending.as_ref().is_some_and(|pending| now >= pending.since + SLOW_AFTER)

@@ -165,8 +165,9 @@ fn descriptors(host: &Host, config: &Config) -> Option<HostWarning> {
 /// Two connections between the same addresses and to the same port need two ports.
 fn ports(host: &Host, config: &Config) -> Vec<HostWarning> {
     let Some(ports) = host.ports else { return Vec::new() };
+    // Descriptors that do not reach for what is written have a warning of their own.
     let by_descriptors = host.descriptors.map_or(u64::MAX, sessions_within);
-    let of_process = config.limits.connections.map_or(u64::MAX, to_u64).min(by_descriptors);
+    let of_process = config.limits.connections.map_or(by_descriptors, to_u64);
     let mut found = Vec::new();
     for (index, upstream) in config.upstreams.iter().enumerate() {
         let rules = config.rules.iter().filter(|rule| rule.upstream == index);

@@ -1,8 +1,9 @@
 //! What runs between the 101 and the end of a session: two byte streams, and the frames that pass between them.
 //!
-//! [`session`] is the one loop, [`closing`] is how a session ends, [`outbox`] is what a socket has not taken yet,
+//! [`session`] is the one loop, `flow` what it does with the bytes of one side, [`closing`] is how a session ends, [`outbox`] is what a socket has not taken yet,
 //! [`registry`] knows the live sessions and can ask them to end, and [`sys`] asks the kernel.
 
+use std::os::fd::{AsRawFd, RawFd};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -11,6 +12,8 @@ use crate::policy::keepalive::{self, TcpSnapshot};
 use crate::policy::{message, slow_client};
 
 pub mod closing;
+mod core;
+mod flow;
 pub mod outbox;
 pub mod registry;
 pub mod session;
@@ -24,9 +27,18 @@ pub trait Wire: AsyncRead + AsyncWrite + Unpin + Send {
     fn tcp_snapshot(&self) -> Option<TcpSnapshot> {
         None
     }
+
+    /// The socket, where there is one.
+    fn socket(&self) -> Option<RawFd> {
+        None
+    }
 }
 
 impl Wire for tokio::net::TcpStream {
+    fn socket(&self) -> Option<RawFd> {
+        Some(self.as_raw_fd())
+    }
+
     fn tcp_snapshot(&self) -> Option<TcpSnapshot> {
         sys::tcp_snapshot(self)
     }
@@ -47,4 +59,7 @@ pub struct Settings {
     pub slow_client: Option<slow_client::Settings>,
     /// Bounds the closing handshake.
     pub close_timeout: Duration,
+    /// Whether policies only count and log what they would close. Broken protocol is always closed, and so are dead
+    /// peers.
+    pub report_only: bool,
 }

@@ -1,13 +1,18 @@
-//! The live sessions of the process, and the one thing that can be asked of them from outside: to end.
+//! The live sessions of the process: what each lets others see of it, and what can be asked of it from outside.
 
 use std::collections::BTreeMap;
+use std::os::fd::RawFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 use std::task::Waker;
 use std::time::Duration;
 
 use atomic_waker::AtomicWaker;
 use parking_lot::Mutex;
+
+use super::sys;
+use crate::metrics::{Metrics, RuleMetrics};
+use crate::ws::close::CloseCode;
 
 /// How many locks the sessions are spread over: handshakes and closes on several cores seldom meet.
 const SHARDS: u64 = 16;
@@ -16,28 +21,64 @@ const SHARDS: u64 = 16;
 const MIN_CLOSES_PER_SECOND: u32 = 50;
 
 /// What a session was asked to do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Order {
     /// Go on.
-    Run = 0,
+    Run,
     /// Close with 1012 at the end of the message in progress.
-    Drain = 1,
+    Drain,
+    /// Close with this code at the end of the message in progress, since an operator said so.
+    Close(CloseCode),
     /// End at once.
-    Cut = 2,
+    Cut,
 }
 
-/// A session's end of the line to the registry.
+impl Order {
+    const fn rank(self) -> u8 {
+        match self {
+            Self::Run => 0,
+            Self::Drain => 1,
+            Self::Close(_) => 2,
+            Self::Cut => 3,
+        }
+    }
+}
+
+/// What a session and the rest of the process know of each other.
 #[derive(Debug, Default)]
 pub struct Control {
     order: AtomicU8,
+    order_code: AtomicU16,
     waker: AtomicWaker,
+    /// What it has carried so far.
+    pub counts: Counts,
+    /// What the client's and the upstream's socket have not taken of it, in bytes.
+    pub pending_bytes: [AtomicU64; 2],
+    /// The sockets, until the session gives them up: then their numbers may be others' already.
+    sockets: Mutex<[Option<RawFd>; 2]>,
+    retransmits_seen: [AtomicU32; 2],
+}
+
+/// Running totals of a session.
+#[derive(Debug, Default)]
+pub struct Counts {
+    /// Data messages of the client.
+    pub messages_in: AtomicU64,
+    /// Data messages to the client.
+    pub messages_out: AtomicU64,
+    /// Bytes of frames of the client.
+    pub bytes_in: AtomicU64,
+    /// Bytes of frames to the client.
+    pub bytes_out: AtomicU64,
 }
 
 impl Control {
     /// Asks the session for `order`, unless it was asked for more already.
     pub fn give(&self, order: Order) {
-        self.order.fetch_max(order as u8, Ordering::AcqRel);
+        if let Order::Close(code) = order {
+            self.order_code.store(code.0, Ordering::Release);
+        }
+        self.order.fetch_max(order.rank(), Ordering::AcqRel);
         self.waker.wake();
     }
 
@@ -46,6 +87,7 @@ impl Control {
         match self.order.load(Ordering::Acquire) {
             0 => Order::Run,
             1 => Order::Drain,
+            2 => Order::Close(CloseCode(self.order_code.load(Ordering::Acquire))),
             _ => Order::Cut,
         }
     }
@@ -54,36 +96,121 @@ impl Control {
     pub fn listen(&self, waker: &Waker) {
         self.waker.register(waker);
     }
+
+    /// Lets the sweep look at the session's sockets: the client's and the upstream's.
+    pub(super) fn lend_sockets(&self, sockets: [Option<RawFd>; 2]) {
+        *self.sockets.lock() = sockets;
+    }
+
+    /// Takes the sockets back before they are closed, after a last look.
+    pub(super) fn take_sockets(&self, metrics: &RuleMetrics) {
+        let mut sockets = self.sockets.lock();
+        self.count_retransmits(*sockets, metrics);
+        *sockets = [None, None];
+    }
+
+    /// Looks at the session once: its queue to the client, and what the kernel has of it.
+    fn sample(&self, metrics: &RuleMetrics) {
+        let sockets = self.sockets.lock();
+        let unsent = self.count_retransmits(*sockets, metrics);
+        drop(sockets);
+        for (side, unsent) in [&metrics.socket_unsent_client, &metrics.socket_unsent_upstream].into_iter().zip(unsent) {
+            if let Some(unsent) = unsent {
+                side.observe(unsent as f64);
+            }
+        }
+        let queued = self.pending_bytes[0].load(Ordering::Relaxed) + unsent[0].unwrap_or(0);
+        metrics.send_queue_bytes.observe(queued as f64);
+        let (messages, bytes) =
+            (self.counts.messages_out.load(Ordering::Relaxed), self.counts.bytes_out.load(Ordering::Relaxed));
+        // Before the first whole message anything that is queued is one.
+        let mean = bytes.checked_div(messages).unwrap_or(u64::MAX).max(1);
+        metrics.send_queue_messages.observe(queued.div_ceil(mean) as f64);
+    }
+
+    /// Counts what was sent again since the last look, and returns what is unsent, in bytes.
+    fn count_retransmits(&self, sockets: [Option<RawFd>; 2], metrics: &RuleMetrics) -> [Option<u64>; 2] {
+        let counters = [&metrics.retransmits_client, &metrics.retransmits_upstream];
+        std::array::from_fn(|side| {
+            let state = sys::send_state(sockets[side]?)?;
+            let seen = self.retransmits_seen[side].swap(state.retransmits, Ordering::Relaxed);
+            counters[side].inc_by(u64::from(state.retransmits.saturating_sub(seen)));
+            Some(state.unsent_bytes)
+        })
+    }
+}
+
+/// A live session, as others see it. `T` is what its owner knows of it.
+#[derive(Debug)]
+pub struct Live<T> {
+    /// Where it hears its orders.
+    pub control: Arc<Control>,
+    /// What its rule counts.
+    pub metrics: Arc<RuleMetrics>,
+    /// What its owner knows of it.
+    pub tag: T,
 }
 
 /// All live sessions, in the order in which they began.
-#[derive(Debug, Default)]
-pub struct Registry {
+#[derive(Debug)]
+pub struct Registry<T> {
     next_id: AtomicU64,
-    shards: [Mutex<BTreeMap<u64, Arc<Control>>>; SHARDS as usize],
+    shards: [Mutex<BTreeMap<u64, Arc<Live<T>>>>; SHARDS as usize],
 }
 
 /// A session's place in the registry, given back when it is dropped.
 #[derive(Debug)]
-pub struct Entry {
-    registry: Arc<Registry>,
+pub struct Entry<T> {
+    registry: Arc<Registry<T>>,
     id: u64,
-    /// Where the session hears its orders.
-    pub control: Arc<Control>,
+    /// The session.
+    pub live: Arc<Live<T>>,
 }
 
-impl Registry {
+impl<T> Default for Registry<T> {
+    fn default() -> Self {
+        Self { next_id: AtomicU64::new(0), shards: std::array::from_fn(|_| Mutex::default()) }
+    }
+}
+
+impl<T> Registry<T> {
     /// A registry without sessions.
     pub fn new() -> Arc<Self> {
         Arc::default()
     }
 
     /// Enters a session. It is bounded by the limit of sessions that the caller keeps.
-    pub fn enter(self: &Arc<Self>) -> Entry {
+    pub fn enter(self: &Arc<Self>, metrics: Arc<RuleMetrics>, tag: T) -> Entry<T> {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        let control = Arc::<Control>::default();
-        self.shard(id).lock().insert(id, control.clone());
-        Entry { registry: self.clone(), id, control }
+        let live = Arc::new(Live { control: Arc::default(), metrics, tag });
+        self.shard(id).lock().insert(id, live.clone());
+        Entry { registry: self.clone(), id, live }
+    }
+
+    /// All sessions, the oldest first.
+    pub fn sessions(&self) -> Vec<Arc<Live<T>>> {
+        let mut sessions: Vec<(u64, Arc<Live<T>>)> = Vec::new();
+        for shard in &self.shards {
+            sessions.extend(shard.lock().iter().map(|(id, live)| (*id, live.clone())));
+        }
+        sessions.sort_unstable_by_key(|(id, _)| *id);
+        sessions.into_iter().map(|(_, live)| live).collect()
+    }
+
+    /// Looks at every session once in `every`, a shard at a time, for ever.
+    pub async fn sweep(&self, every: Duration, metrics: &Metrics) {
+        let pause = every / SHARDS as u32;
+        loop {
+            for shard in &self.shards {
+                tokio::time::sleep(pause).await;
+                // The lock is not held while the kernel is asked.
+                let sessions: Vec<_> = shard.lock().values().cloned().collect();
+                for live in sessions {
+                    live.control.sample(&live.metrics);
+                }
+            }
+            metrics.set_heap_bytes(sys::heap_bytes());
+        }
     }
 
     /// How many sessions live.
@@ -98,37 +225,33 @@ impl Registry {
 
     /// Asks all sessions to end, the oldest first, evenly over `spread` but never fewer than 50 a second.
     pub async fn drain(&self, spread: Duration) {
-        let mut sessions: Vec<(u64, Arc<Control>)> = Vec::new();
-        for shard in &self.shards {
-            sessions.extend(shard.lock().iter().map(|(id, control)| (*id, control.clone())));
-        }
-        sessions.sort_unstable_by_key(|(id, _)| *id);
+        let sessions = self.sessions();
         let count = u32::try_from(sessions.len()).unwrap_or(u32::MAX).max(1);
         let pause = (spread / count).min(Duration::from_secs(1) / MIN_CLOSES_PER_SECOND);
         let start = tokio::time::Instant::now();
-        for (nth, (_, control)) in (0u32..).zip(sessions) {
+        for (nth, live) in (0u32..).zip(sessions) {
             // A random part of the pause keeps clients that came together from coming back together.
             let jitter = pause.mul_f64(rand::random::<f64>());
             tokio::time::sleep_until(start + pause * nth + jitter).await;
-            control.give(Order::Drain);
+            live.control.give(Order::Drain);
         }
     }
 
     /// Ends all sessions at once.
     pub fn cut(&self) {
         for shard in &self.shards {
-            for control in shard.lock().values() {
-                control.give(Order::Cut);
+            for live in shard.lock().values() {
+                live.control.give(Order::Cut);
             }
         }
     }
 
-    fn shard(&self, id: u64) -> &Mutex<BTreeMap<u64, Arc<Control>>> {
+    fn shard(&self, id: u64) -> &Mutex<BTreeMap<u64, Arc<Live<T>>>> {
         &self.shards[(id % SHARDS) as usize]
     }
 }
 
-impl Drop for Entry {
+impl<T> Drop for Entry<T> {
     fn drop(&mut self) {
         self.registry.shard(self.id).lock().remove(&self.id);
     }
@@ -138,11 +261,16 @@ impl Drop for Entry {
 mod tests {
     use super::*;
 
+    fn enter(registry: &Arc<Registry<()>>, count: usize) -> Vec<Entry<()>> {
+        let metrics = Metrics::new().rule("test");
+        (0..count).map(|_| registry.enter(metrics.clone(), ())).collect()
+    }
+
     #[tokio::test(start_paused = true)]
     async fn drains_the_oldest_first_over_the_spread() {
         let registry = Registry::new();
-        let entries: Vec<_> = (0..1500).map(|_| registry.enter()).collect();
-        let drained = || entries.iter().take_while(|entry| entry.control.order() == Order::Drain).count();
+        let entries = enter(&registry, 1500);
+        let drained = || entries.iter().take_while(|entry| entry.live.control.order() == Order::Drain).count();
         let drain = tokio::spawn({
             let registry = registry.clone();
             async move { registry.drain(Duration::from_secs(15)).await }
@@ -158,7 +286,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn drains_at_least_fifty_a_second() {
         let registry = Registry::new();
-        let _entries: Vec<_> = (0..100).map(|_| registry.enter()).collect();
+        let _entries = enter(&registry, 100);
         let start = tokio::time::Instant::now();
         registry.drain(Duration::from_secs(3600)).await;
         assert!(start.elapsed() <= Duration::from_secs(2) + Duration::from_millis(10), "{:?}", start.elapsed());
@@ -168,7 +296,7 @@ mod tests {
     fn an_order_is_never_taken_back() {
         let control = Control::default();
         control.give(Order::Cut);
-        control.give(Order::Drain);
+        control.give(Order::Close(CloseCode(4000)));
         assert_eq!(control.order(), Order::Cut);
     }
 }

@@ -4,7 +4,6 @@
 //! side from there; only what its socket does not take is kept, and then no more is read for it. So a frame in flight
 //! costs one read, one header parse and one write, and a queue is never longer than one read.
 
-use std::cell::RefCell;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -12,35 +11,28 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use prometheus::IntGauge;
 use tokio::time::Sleep;
 
-use super::closing::Ending;
+use super::core::Core;
+use super::flow::{between_messages, pump};
 use super::registry::{Control, Order};
-use super::side::{HELD_BYTES, READ_BYTES, Side};
+use super::side::Side;
 use super::stats::Stats;
 use super::{Settings, Wire};
 use crate::cause::Cause;
-use crate::events::{self, Event};
 use crate::metrics::{RuleMetrics, SlowClientMark};
 use crate::policy::keepalive::{Keepalive, Step as KeepaliveStep};
 use crate::policy::message::MessagePolicy;
 use crate::policy::slow_client::{self, SlowClient};
-use crate::ws::close::{CloseCode, parse_close};
-use crate::ws::error::ProtocolError;
-use crate::ws::header::{FrameHeader, Opcode, Sender};
-use crate::ws::mask;
-use crate::ws::scan::{Message, Step};
+use crate::ws::close::CloseCode;
+use crate::ws::header::Sender;
 
 /// A session gives its core to others after so many turns, in each of which it reads at most once from each side.
 const TURNS_PER_POLL: usize = 8;
 
 /// When no policy has a deadline the timer is set this far ahead.
 const NO_DEADLINE: Duration = Duration::from_secs(24 * 3600);
-
-thread_local! {
-    /// Where a session's bytes are while it runs: nothing stays here when it does not.
-    static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; HELD_BYTES + READ_BYTES].into_boxed_slice());
-}
 
 /// What a session begins with.
 pub struct Opening<C, U> {
@@ -81,6 +73,7 @@ pub struct Session<C, U> {
     control: Arc<Control>,
     endpoint_answers: Arc<AtomicBool>,
     slow_mark: Option<SlowClientMark>,
+    queue_mark: QueueMark,
     /// Since when the client is not read, because the upstream takes no more.
     client_unread_since: Option<Instant>,
     timer: Pin<Box<Sleep>>,
@@ -88,19 +81,6 @@ pub struct Session<C, U> {
     started: Instant,
     /// Whether it has been polled before: its timer and its orders wake it.
     listening: bool,
-}
-
-/// What both directions of a session share.
-struct Core {
-    settings: Arc<Settings>,
-    metrics: Arc<RuleMetrics>,
-    message: MessagePolicy,
-    stats: Stats,
-    /// When a peer last sent something of its own.
-    last_active: Instant,
-    ending: Option<Ending>,
-    /// A Drain waits for the end of the messages in progress until then.
-    drain_by: Option<Instant>,
 }
 
 impl<C: Wire, U: Wire> Session<C, U> {
@@ -120,6 +100,8 @@ impl<C: Wire, U: Wire> Session<C, U> {
             upstream.reader = SlowClient::new(keepalive.upstream.then_some(stuck));
         }
         let armed_for = now + NO_DEADLINE;
+        control.lend_sockets([client.io.socket(), upstream.io.socket()]);
+        let queue_mark = QueueMark { queued: metrics.queued_bytes.clone(), marked: [0, 0] };
         Self {
             client,
             upstream,
@@ -130,11 +112,13 @@ impl<C: Wire, U: Wire> Session<C, U> {
                 stats: Stats::default(),
                 last_active: now,
                 ending: None,
-                drain_by: None,
+                ordered: None,
+                reported: Vec::new(),
             },
             control,
             endpoint_answers,
             slow_mark: None,
+            queue_mark,
             client_unread_since: None,
             timer: Box::pin(tokio::time::sleep_until(armed_for.into())),
             armed_for,
@@ -151,6 +135,8 @@ impl<C: Wire, U: Wire> Session<C, U> {
             let inbound = pump(client, upstream, core, endpoint_answers, now, cx);
             let outbound = pump(upstream, client, core, endpoint_answers, now, cx);
             core.stats.queue_max_bytes = core.stats.queue_max_bytes.max(client.out.len());
+            measure_latency(client, core);
+            measure_latency(upstream, core);
             core.note_the_dead(client, upstream, now);
             if !(drained || inbound || outbound) {
                 return false;
@@ -173,6 +159,7 @@ impl<C: Wire, U: Wire> Session<C, U> {
         if self.client.out.is_empty() {
             self.slow_mark = None;
         }
+        self.queue_mark.set([self.client.out.len(), self.upstream.out.len()], &self.control);
     }
 
     /// Asks the policies whose time has come.
@@ -181,7 +168,11 @@ impl<C: Wire, U: Wire> Session<C, U> {
             self.slow_mark = Some(self.core.metrics.mark_slow_client());
         }
         if let Err(slow) = self.client.reader.check(now) {
-            self.core.give_up(Cause::SlowClient { taken_bytes: slow.taken_bytes, pending_for: slow.pending_for }, now);
+            let cause = Cause::SlowClient { taken_bytes: slow.taken_bytes, pending_for: slow.pending_for };
+            match self.core.judge(Err(cause)) {
+                Err(cause) => self.core.give_up(cause, now),
+                Ok(()) => self.client.reader.restart(now),
+            }
         }
         if let Err(stuck) = self.upstream.reader.check(now) {
             self.core.give_up(Cause::UpstreamSilent(stuck.pending_for), now);
@@ -192,12 +183,19 @@ impl<C: Wire, U: Wire> Session<C, U> {
         if self.client_unread_since.is_none()
             && let Err(stalled) = self.core.message.check_stall(now)
         {
-            self.core.end(stalled, now);
+            match self.core.judge(Err(stalled)) {
+                Err(stalled) => self.core.end(stalled, now),
+                Ok(()) => self.core.message.on_scanned(true, true, now),
+            }
         }
         if let Some(limit) = self.core.settings.idle_timeout
             && now - self.core.last_active >= limit
         {
-            self.core.end(Cause::IdleTimeout(now - self.core.last_active), now);
+            let idle = Cause::IdleTimeout(now - self.core.last_active);
+            match self.core.judge(Err(idle)) {
+                Err(idle) => self.core.end(idle, now),
+                Ok(()) => self.core.last_active = now,
+            }
         }
         if let Some(silent) = keep_alive(&mut self.client, now, cx) {
             self.core.metrics.pings_unanswered_client.inc();
@@ -217,16 +215,18 @@ impl<C: Wire, U: Wire> Session<C, U> {
 
     /// Follows an order from outside.
     fn follow_orders(&mut self, now: Instant) {
-        match self.control.order() {
-            Order::Run => {}
-            Order::Cut => self.core.give_up(Cause::DrainCut, now),
-            Order::Drain if self.core.ending.is_none() => {
-                let by = *self.core.drain_by.get_or_insert(now + self.core.settings.close_timeout);
-                if between_messages(&self.client, &self.upstream) || now >= by {
-                    self.core.end(Cause::Drain, now);
-                }
+        let cause = match self.control.order() {
+            Order::Run => return,
+            Order::Cut => return self.core.give_up(Cause::DrainCut, now),
+            Order::Drain => Cause::Drain,
+            Order::Close(code) => Cause::Operator(code),
+        };
+        if self.core.ending.is_none() {
+            let by = now + self.core.settings.close_timeout;
+            let (_, by) = *self.core.ordered.get_or_insert((cause, by));
+            if between_messages(&self.client, &self.upstream) || now >= by {
+                self.core.end(cause, now);
             }
-            Order::Drain => {}
         }
     }
 
@@ -240,7 +240,7 @@ impl<C: Wire, U: Wire> Session<C, U> {
                 self.upstream.keepalive.as_ref().and_then(Keepalive::next_deadline),
                 core.message.next_deadline().filter(|_| self.client_unread_since.is_none()),
                 core.settings.idle_timeout.map(|limit| core.last_active + limit),
-                core.drain_by,
+                core.ordered.map(|(_, by)| by),
             ],
         };
         judged.into_iter().chain(policies).flatten().min().unwrap_or(now + NO_DEADLINE)
@@ -284,8 +284,9 @@ impl<C: Wire, U: Wire> Future for Session<C, U> {
             .ending
             .as_mut()
             .is_some_and(|ending| ending.advance(client, upstream, core.settings.close_timeout, now, cx).is_ready());
-        core.stats.publish(&core.metrics);
+        core.stats.publish(&core.metrics, &this.control.counts);
         if over {
+            this.control.take_sockets(&core.metrics);
             let cause = core.ending.as_ref().map_or(Cause::DrainCut, |ending| ending.cause);
             return Poll::Ready(Outcome {
                 cause,
@@ -304,294 +305,37 @@ impl<C: Wire, U: Wire> Future for Session<C, U> {
     }
 }
 
-impl Core {
-    /// Begins the end, unless it has begun.
-    fn end(&mut self, cause: Cause, now: Instant) {
-        let close_timeout = self.settings.close_timeout;
-        self.ending.get_or_insert_with(|| Ending::new(cause, close_timeout, now));
-    }
-
-    /// Begins the end, or cuts the one that has begun short.
-    fn give_up(&mut self, cause: Cause, now: Instant) {
-        match &mut self.ending {
-            Some(ending) => ending.deadline = now,
-            None => self.end(cause, now),
-        }
-    }
-
-    fn note_the_dead<C, U>(&mut self, client: &Side<C>, upstream: &Side<U>, now: Instant) {
-        if client.end.dead {
-            self.end(Cause::ClientGone, now);
-        } else if upstream.end.dead {
-            self.end(Cause::UpstreamGone, now);
-        }
-    }
-
-    fn originated(&self) -> bool {
-        self.ending.as_ref().is_some_and(|ending| ending.originated)
-    }
-
-    fn direction(&mut self, from: Sender) -> &mut super::stats::Direction {
-        match from {
-            Sender::Client => &mut self.stats.inbound,
-            Sender::Server => &mut self.stats.outbound,
-        }
-    }
-
-    /// Writes what passed the scan to the other side, and counts it.
-    fn pass<S: Wire>(&mut self, from: Sender, to: &mut Side<S>, bytes: &[u8], now: Instant, cx: &mut Context<'_>) {
-        if !bytes.is_empty() {
-            to.write(bytes, now, cx);
-            self.direction(from).on_bytes(bytes.len());
-        }
-    }
-
-    fn on_header(&mut self, from: Sender, message: &Message, now: Instant) -> Result<(), Cause> {
-        self.last_active = now;
-        match from {
-            Sender::Client => self.message.on_frame(message, now),
-            Sender::Server => self.message.on_upstream_frame(message),
-        }
-    }
-
-    fn on_payload(&mut self, from: Sender, len: usize, now: Instant) -> Result<(), Cause> {
-        self.last_active = now;
-        match from {
-            Sender::Client => self.message.on_payload(len, now),
-            Sender::Server => Ok(()),
-        }
+/// Observes how long a message took from being read to being written, when its side's socket has taken it.
+fn measure_latency<S>(side: &mut Side<S>, core: &Core) {
+    if side.out.is_empty()
+        && let Some(since) = side.late_since.take()
+    {
+        core.metrics.message_latency_tunnel.observe((now() - since).as_secs_f64());
     }
 }
 
-/// Whether neither side is inside a message, as far as it was forwarded.
-fn between_messages<A: Wire, B: Wire>(one: &Side<A>, other: &Side<B>) -> bool {
-    one.scanner.at_message_boundary() && other.scanner.at_message_boundary()
+/// This session's part of `sluicegate_queued_bytes`, given back when it is dropped.
+struct QueueMark {
+    queued: IntGauge,
+    marked: [usize; 2],
 }
 
-/// Why a scan stopped before a rule was broken.
-enum Stop {
-    /// The rest of the input is the start of a header or of a control frame.
-    NeedMore,
-    /// Nothing more of this direction is forwarded.
-    Ended,
-}
-
-/// What becomes of a control frame.
-enum Fate {
-    Forward,
-    Swallow,
-    Close(Option<CloseCode>),
-}
-
-/// Reads once from `from`, and writes what may pass to `to`. Returns whether anything was read.
-fn pump<A: Wire, B: Wire>(
-    from: &mut Side<A>,
-    to: &mut Side<B>,
-    core: &mut Core,
-    endpoint_answers: &AtomicBool,
-    now: Instant,
-    cx: &mut Context<'_>,
-) -> bool {
-    if from.end.read_ended {
-        return false;
-    }
-    let discard = from.end.close_received || core.originated();
-    if !discard && !to.out.is_empty() {
-        return false;
-    }
-    SCRATCH.with_borrow_mut(|scratch| match from.poll_read(scratch, now, cx) {
-        Poll::Pending => false,
-        Poll::Ready(Ok(Some(input))) if discard => {
-            look_for_close(from, input);
-            true
-        }
-        Poll::Ready(Ok(Some(input))) => {
-            forward(from, to, core, endpoint_answers, input, now, cx);
-            true
-        }
-        Poll::Ready(Ok(None)) => {
-            from.end.read_ended = true;
-            if !from.end.close_received {
-                from.bury();
-            }
-            true
-        }
-        Poll::Ready(Err(_)) => {
-            from.bury();
-            true
-        }
-    })
-}
-
-/// Scans `input` and forwards it up to its end, or up to what must not pass.
-fn forward<A: Wire, B: Wire>(
-    from: &mut Side<A>,
-    to: &mut Side<B>,
-    core: &mut Core,
-    endpoint_answers: &AtomicBool,
-    input: &[u8],
-    now: Instant,
-    cx: &mut Context<'_>,
-) {
-    // `run..at` passed the scan and is not forwarded yet; `frame_at` is where the frame in progress begins, if here.
-    let (mut run, mut at, mut frame_at) = (0, 0, None);
-    let mut saw_data = false;
-    let mut between_frames = from.scanner.at_frame_boundary();
-    let verdict = loop {
-        if between_frames && to.pings.due && core.ending.is_none() {
-            core.pass(from.role, to, &input[run..at], now, cx);
-            to.write_ping(now, cx);
-            run = at;
-        }
-        if between_frames && core.drain_by.is_some() && between_messages(from, to) {
-            core.end(Cause::Drain, now);
-            break Ok(Stop::Ended);
-        }
-        match from.scanner.next(&input[at..]) {
-            Err(rule) => break Err(blame(from.role, rule)),
-            Ok(Step::NeedMore) => break Ok(Stop::NeedMore),
-            Ok(Step::Header { header, len, message }) => {
-                if let Err(cause) = core.on_header(from.role, &message, now) {
-                    break Err(cause);
-                }
-                (frame_at, saw_data) = (Some(at), true);
-                at += len;
-                if header.fin && header.payload_bytes == 0 {
-                    core.direction(from.role).on_message(message.kind);
-                }
-            }
-            Ok(Step::Payload { len, ends_message }) => {
-                if let Err(cause) = core.on_payload(from.role, len, now) {
-                    break Err(cause);
-                }
-                at += len;
-                saw_data = true;
-                if let Some(kind) = ends_message {
-                    core.direction(from.role).on_message(kind);
-                }
-            }
-            Ok(Step::Control { header, header_len }) => {
-                let end = at + header_len + header.payload_bytes as usize;
-                match judge_control(from, core, endpoint_answers, &header, &input[at + header_len..end], now) {
-                    Err(cause) => break Err(cause),
-                    Ok(Fate::Forward) => at = end,
-                    Ok(Fate::Swallow) => {
-                        core.pass(from.role, to, &input[run..at], now, cx);
-                        (run, at) = (end, end);
-                    }
-                    Ok(Fate::Close(code)) => {
-                        at = end;
-                        from.end.close_received = true;
-                        to.end.close_sent = Some(code.unwrap_or(CloseCode::NO_STATUS));
-                        let cause = match from.role {
-                            Sender::Client => Cause::ClientClosed(code),
-                            Sender::Server => Cause::UpstreamClosed(code),
-                        };
-                        core.end(cause, now);
-                        break Ok(Stop::Ended);
-                    }
-                }
-            }
-        }
-        between_frames = from.scanner.at_frame_boundary();
-    };
-    // What is in order passes, also when what follows it is not: an echo in flight is not lost.
-    let (end, mid_frame) = match verdict {
-        Ok(_) => (at, !between_frames),
-        Err(_) if between_frames => (at, false),
-        // The frame in progress broke a rule: nothing of it passes, unless its beginning has.
-        Err(_) => frame_at.map_or((at, true), |frame_at: usize| (frame_at, false)),
-    };
-    core.pass(from.role, to, &input[run..end], now, cx);
-    to.out_mid_frame = mid_frame;
-    match verdict {
-        Err(cause) => {
-            from.end.unreadable = true;
-            core.end(cause, now);
-        }
-        Ok(Stop::Ended) => {}
-        Ok(Stop::NeedMore) => {
-            from.hold(&input[at..]);
-            if from.role == Sender::Client {
-                let begun = at < input.len();
-                let unfinished = begun || !from.scanner.at_message_boundary();
-                core.message.on_scanned(unfinished, saw_data || begun, now);
+impl QueueMark {
+    fn set(&mut self, pending: [usize; 2], control: &Control) {
+        if pending != self.marked {
+            let sum = |bytes: [usize; 2]| (bytes[0] + bytes[1]) as i64;
+            self.queued.add(sum(pending) - sum(self.marked));
+            self.marked = pending;
+            for (shown, pending) in control.pending_bytes.iter().zip(pending) {
+                shown.store(pending as u64, Ordering::Relaxed);
             }
         }
     }
 }
 
-/// Decides what becomes of a whole control frame, whose `payload` is as it came.
-fn judge_control<S: Wire>(
-    from: &mut Side<S>,
-    core: &mut Core,
-    endpoint_answers: &AtomicBool,
-    header: &FrameHeader,
-    payload: &[u8],
-    now: Instant,
-) -> Result<Fate, Cause> {
-    let mut plain = [0; 125];
-    let plain = &mut plain[..payload.len()];
-    plain.copy_from_slice(payload);
-    if let Some(key) = header.mask {
-        mask::apply(plain, key, 0);
-    }
-    let fate = match header.opcode {
-        Opcode::Close => Fate::Close(parse_close(plain).map_err(|rule| blame(from.role, rule))?),
-        Opcode::Pong if let Some(latest) = from.pings.matches(plain) => {
-            if latest {
-                on_pong(from, core, endpoint_answers, now);
-            }
-            return Ok(Fate::Swallow);
-        }
-        _ => Fate::Forward,
-    };
-    if from.role == Sender::Client && header.opcode != Opcode::Close {
-        core.message.on_control(now)?;
-    }
-    core.last_active = now;
-    core.direction(from.role).on_control(header.opcode);
-    Ok(fate)
-}
-
-fn on_pong<S: Wire>(from: &mut Side<S>, core: &mut Core, endpoint_answers: &AtomicBool, now: Instant) {
-    let Some(rtt) = from.keepalive.as_mut().and_then(|keepalive| keepalive.on_pong(now)) else { return };
-    if events::debug_enabled() {
-        let side = if from.role == Sender::Client { "client" } else { "upstream" };
-        Event::debug("ping")
-            .field("rule", core.metrics.name())
-            .field("side", side)
-            .field("rtt_ms", rtt.as_secs_f64() * 1e3)
-            .emit();
-    }
-    match from.role {
-        Sender::Client => {
-            core.stats.ping_rtt = Some(rtt);
-            core.metrics.ping_rtt_client.observe(rtt.as_secs_f64());
-        }
-        Sender::Server => {
-            endpoint_answers.store(true, Ordering::Relaxed);
-            core.metrics.ping_rtt_upstream.observe(rtt.as_secs_f64());
-        }
-    }
-}
-
-/// After the end was originated a side's bytes are dropped; only its Close frame still means something.
-fn look_for_close<S: Wire>(from: &mut Side<S>, input: &[u8]) {
-    let mut at = 0;
-    while !from.end.close_received && !from.end.unreadable {
-        match from.scanner.next(&input[at..]) {
-            Err(_) => from.end.unreadable = true,
-            Ok(Step::NeedMore) => {
-                from.hold(&input[at..]);
-                return;
-            }
-            Ok(Step::Header { len, .. } | Step::Payload { len, .. }) => at += len,
-            Ok(Step::Control { header, header_len }) => {
-                at += header_len + header.payload_bytes as usize;
-                from.end.close_received = header.opcode == Opcode::Close;
-            }
-        }
+impl Drop for QueueMark {
+    fn drop(&mut self) {
+        self.queued.sub((self.marked[0] + self.marked[1]) as i64);
     }
 }
 
@@ -609,15 +353,6 @@ fn keep_alive<S: Wire>(side: &mut Side<S>, now: Instant, cx: &mut Context<'_>) -
             None
         }
         KeepaliveStep::Expired(silent) => Some(silent),
-    }
-}
-
-fn blame(role: Sender, rule: ProtocolError) -> Cause {
-    match (role, rule) {
-        (Sender::Client, ProtocolError::InvalidUtf8) => Cause::ClientInvalidUtf8,
-        (Sender::Client, rule) => Cause::ClientProtocol(rule),
-        (Sender::Server, ProtocolError::InvalidUtf8) => Cause::UpstreamInvalidUtf8,
-        (Sender::Server, rule) => Cause::UpstreamProtocol(rule),
     }
 }
 

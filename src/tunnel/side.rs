@@ -36,6 +36,8 @@ pub(super) struct Side<S> {
     pub(super) keepalive: Option<Keepalive>,
     pub(super) reader: SlowClient,
     pub(super) pings: Pings,
+    /// When the oldest measured message was read that this side's socket has not taken whole.
+    pub(super) late_since: Option<Instant>,
     pub(super) end: SideEnd,
 }
 
@@ -106,6 +108,7 @@ impl<S: Wire> Side<S> {
             keepalive: None,
             reader: SlowClient::new(None),
             pings: Pings::new(),
+            late_since: None,
             end: SideEnd::default(),
         }
     }

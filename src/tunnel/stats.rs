@@ -1,10 +1,15 @@
 //! What a session counts: for its log line, and for the metrics while it lives.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use super::registry::Counts;
 use crate::metrics::{DirectionMetrics, RuleMetrics};
 use crate::ws::header::Opcode;
-use crate::ws::scan::MessageType;
+use crate::ws::scan::{Message, MessageType};
+
+/// Of so many messages one is measured: its size, and how long it took from read to written. The first one is.
+const SAMPLE_EVERY: u64 = 16;
 
 /// The counts of one session.
 #[derive(Debug, Default)]
@@ -44,14 +49,16 @@ struct Fresh {
 }
 
 impl Direction {
-    /// A data message was forwarded whole.
-    pub fn on_message(&mut self, kind: MessageType) {
+    /// A data message was forwarded whole. Returns whether it is one of those that are looked at closely.
+    pub fn on_message(&mut self, message: &Message) -> bool {
+        let sampled = self.messages.is_multiple_of(SAMPLE_EVERY);
         self.messages += 1;
         self.fresh.any = true;
-        match kind {
+        match message.kind {
             MessageType::Text => self.fresh.text += 1,
             MessageType::Binary => self.fresh.binary += 1,
         }
+        sampled
     }
 
     /// A control frame of a peer's own was forwarded.
@@ -72,9 +79,9 @@ impl Direction {
         self.fresh.bytes += len as u64;
     }
 
-    fn publish(&mut self, metrics: &DirectionMetrics) {
+    fn publish(&mut self, metrics: &DirectionMetrics) -> bool {
         if !self.fresh.any {
-            return;
+            return false;
         }
         let fresh = std::mem::take(&mut self.fresh);
         for (counter, count) in [
@@ -89,13 +96,20 @@ impl Direction {
             }
         }
         metrics.bytes.inc_by(fresh.bytes);
+        true
     }
 }
 
 impl Stats {
     /// Tells the metrics what is new: once each time the session ran, not once for each message.
-    pub fn publish(&mut self, metrics: &RuleMetrics) {
-        self.inbound.publish(&metrics.inbound);
-        self.outbound.publish(&metrics.outbound);
+    pub fn publish(&mut self, metrics: &RuleMetrics, counts: &Counts) {
+        if self.inbound.publish(&metrics.inbound) {
+            counts.messages_in.store(self.inbound.messages, Ordering::Relaxed);
+            counts.bytes_in.store(self.inbound.bytes, Ordering::Relaxed);
+        }
+        if self.outbound.publish(&metrics.outbound) {
+            counts.messages_out.store(self.outbound.messages, Ordering::Relaxed);
+            counts.bytes_out.store(self.outbound.bytes, Ordering::Relaxed);
+        }
     }
 }

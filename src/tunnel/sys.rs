@@ -8,10 +8,12 @@ use std::os::fd::{AsRawFd, RawFd};
 
 use crate::policy::keepalive::TcpSnapshot;
 
-/// Where the kernel writes `tcpi_bytes_acked` and `tcpi_snd_wnd` in `struct tcp_info`, in bytes: linux/tcp.h.
+/// Where the kernel writes its fields in `struct tcp_info`, in bytes: linux/tcp.h.
 ///
 /// The structure only ever grows at its end, so the places are the same on every kernel that has the fields.
+const TOTAL_RETRANS_AT: usize = 100;
 const BYTES_ACKED_AT: usize = 120;
+const NOTSENT_BYTES_AT: usize = 144;
 const SND_WND_AT: usize = 228;
 const TCP_INFO_BYTES: usize = 232;
 
@@ -27,6 +29,32 @@ pub fn tcp_snapshot(socket: &impl AsRawFd) -> Option<TcpSnapshot> {
         queued_bytes: queued_bytes(fd).ok()?,
         window_bytes: u32::from_ne_bytes(*window),
     })
+}
+
+/// How sending goes on a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SendState {
+    /// Bytes that the kernel has taken and not sent yet.
+    pub unsent_bytes: u64,
+    /// Segments that were sent again since the connection began.
+    pub retransmits: u32,
+}
+
+/// How sending goes on a TCP connection; `None` for any other descriptor.
+pub fn send_state(fd: RawFd) -> Option<SendState> {
+    let info = tcp_info(fd).ok()?;
+    let (unsent, retransmits) = (info[NOTSENT_BYTES_AT..].first_chunk()?, info[TOTAL_RETRANS_AT..].first_chunk()?);
+    Some(SendState {
+        unsent_bytes: u64::from(u32::from_ne_bytes(*unsent)),
+        retransmits: u32::from_ne_bytes(*retransmits),
+    })
+}
+
+/// What the allocator has handed out and not got back, in bytes.
+pub fn heap_bytes() -> u64 {
+    // SAFETY: the call takes nothing and only reads the allocator's own counts.
+    let info = unsafe { libc::mallinfo2() };
+    (info.uordblks + info.hblkhd) as u64
 }
 
 fn tcp_info(fd: RawFd) -> io::Result<[u8; TCP_INFO_BYTES]> {

@@ -35,8 +35,8 @@ pub enum Step {
     Payload {
         /// How many bytes, at least one.
         len: usize,
-        /// The message that the whole frame ends, when these are its last bytes.
-        ends_message: Option<MessageType>,
+        /// The message that they end, if they do.
+        ends_message: Option<Message>,
     },
     /// A whole control frame of `header_len` + `header.payload_bytes` bytes.
     Control {
@@ -160,14 +160,14 @@ impl Scanner {
         Ok(Step::Payload { len, ends_message })
     }
 
-    fn end_frame(&mut self) -> Result<Option<MessageType>, ProtocolError> {
+    fn end_frame(&mut self) -> Result<Option<Message>, ProtocolError> {
         if !self.frame.fin {
             return Ok(None);
         }
         if self.checks_text() {
             self.utf8.finish()?;
         }
-        Ok(self.message.take().map(|message| message.kind))
+        Ok(self.message.take())
     }
 }
 
@@ -224,7 +224,7 @@ mod tests {
                             Some(Seen::Payload(before)) => *before += len,
                             _ => seen.push(Seen::Payload(len)),
                         }
-                        seen.extend(ends_message.map(Seen::Ends));
+                        seen.extend(ends_message.map(|message| Seen::Ends(message.kind)));
                     }
                     Ok(Step::Control { header, header_len }) => {
                         at += header_len + header.payload_bytes as usize;

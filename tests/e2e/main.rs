@@ -3,9 +3,12 @@
 //! A test never sleeps to let something happen: it waits for a log line, a metric or bytes, until a deadline that only
 //! a broken gateway reaches.
 
+mod commands;
 mod forwarding;
 mod heads;
 mod limits;
+mod plain;
 mod refusals;
+mod shutdown;
 mod support;
 mod upgrade;

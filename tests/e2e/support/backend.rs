@@ -123,13 +123,6 @@ impl Backend {
         }
         requests[number - 1].clone()
     }
-
-    /// The only request.
-    pub fn only_request(&self) -> Head {
-        let requests = self.requests();
-        assert_eq!(requests.len(), 1, "{requests:#?}");
-        requests[0].head.clone()
-    }
 }
 
 impl Connection {

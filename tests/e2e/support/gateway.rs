@@ -47,20 +47,29 @@ struct Written {
     ended: bool,
 }
 
-/// The path of the binary.
+/// The binary as a command.
 pub fn binary() -> Command {
     Command::new(env!("CARGO_BIN_EXE_sluicegate"))
 }
 
 impl Gateway {
-    /// Starts the binary and waits until it listens.
+    /// Starts the binary on a file and waits until it listens.
     pub fn start(config: &Config) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let file = folder.path().join("sluicegate.yaml");
         std::fs::write(&file, config.yaml()).expect("the configuration is written");
+        Self::start_in(folder, &["-c", file.to_str().expect("a path in UTF-8")])
+    }
+
+    /// Starts `run` with these arguments and waits until it listens.
+    pub fn start_with(args: &[&str]) -> Self {
+        Self::start_in(tempfile::tempdir().expect("a folder"), args)
+    }
+
+    fn start_in(folder: TempDir, args: &[&str]) -> Self {
         let mut process = binary()
-            .args(["run", "-c"])
-            .arg(&file)
+            .arg("run")
+            .args(args)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -198,7 +207,14 @@ impl Gateway {
 
     /// Sends SIGTERM.
     pub fn terminate(&self) {
-        signal(self.process.id(), "TERM");
+        self.signal("TERM");
+    }
+
+    /// Sends a signal by the shell, which has `kill` built in on every machine.
+    pub fn signal(&self, name: &str) {
+        let command = format!("kill -{name} {}", self.process.id());
+        let sent = Command::new("sh").args(["-c", &command]).status().expect("a shell");
+        assert!(sent.success(), "the process takes a signal");
     }
 
     /// Whether the process still runs.
@@ -257,12 +273,6 @@ impl Log {
         self.written.lock().ended = true;
         self.more.notify_all();
     }
-}
-
-/// Sends a signal by the shell, which has `kill` built in on every machine.
-fn signal(process: u32, name: &str) {
-    let sent = Command::new("sh").args(["-c", &format!("kill -{name} {process}")]).status().expect("a shell");
-    assert!(sent.success(), "the process takes a signal");
 }
 
 /// Waits for a process to end; `None` when it did not in time.

@@ -2,9 +2,12 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-/// One scrape.
+/// One scrape: the series of each name.
 #[derive(Debug)]
-pub struct Metrics(HashMap<String, Vec<(BTreeMap<String, String>, f64)>>);
+pub struct Metrics(HashMap<String, Vec<Series>>);
+
+/// Labels, and a value.
+type Series = (BTreeMap<String, String>, f64);
 
 impl Metrics {
     /// Reads the text format.

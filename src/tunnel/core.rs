@@ -1,0 +1,131 @@
+//! What both directions of a session share: its policies for messages, its counts, and how its end begins.
+
+use std::sync::Arc;
+use std::task::Context;
+use std::time::Instant;
+
+use super::closing::Ending;
+use super::side::Side;
+use super::stats::{Direction, Stats};
+use super::{Settings, Wire};
+use crate::cause::Cause;
+use crate::events::Event;
+use crate::metrics::RuleMetrics;
+use crate::policy::message::MessagePolicy;
+use crate::ws::header::Sender;
+use crate::ws::scan::Message;
+
+/// What both directions of a session share.
+pub(super) struct Core {
+    pub(super) settings: Arc<Settings>,
+    pub(super) metrics: Arc<RuleMetrics>,
+    pub(super) message: MessagePolicy,
+    pub(super) stats: Stats,
+    /// When a peer last sent something of its own.
+    pub(super) last_active: Instant,
+    pub(super) ending: Option<Ending>,
+    /// An end that was asked for from outside waits for the end of the messages in progress, until then.
+    pub(super) ordered: Option<(Cause, Instant)>,
+    /// Policies that would have closed the session, and have said so.
+    pub(super) reported: Vec<&'static str>,
+}
+
+impl Core {
+    /// Begins the end, unless it has begun.
+    pub(super) fn end(&mut self, cause: Cause, now: Instant) {
+        let close_timeout = self.settings.close_timeout;
+        self.ending.get_or_insert_with(|| Ending::new(cause, close_timeout, now));
+    }
+
+    /// Begins the end, or cuts the one that has begun short.
+    pub(super) fn give_up(&mut self, cause: Cause, now: Instant) {
+        match &mut self.ending {
+            Some(ending) => ending.deadline = now,
+            None => self.end(cause, now),
+        }
+    }
+
+    pub(super) fn note_the_dead<C, U>(&mut self, client: &Side<C>, upstream: &Side<U>, now: Instant) {
+        if client.end.dead {
+            self.end(Cause::ClientGone, now);
+        } else if upstream.end.dead {
+            self.end(Cause::UpstreamGone, now);
+        }
+    }
+
+    pub(super) fn originated(&self) -> bool {
+        self.ending.as_ref().is_some_and(|ending| ending.originated)
+    }
+
+    pub(super) fn direction(&mut self, from: Sender) -> &mut Direction {
+        match from {
+            Sender::Client => &mut self.stats.inbound,
+            Sender::Server => &mut self.stats.outbound,
+        }
+    }
+
+    /// Writes what passed the scan to the other side, and counts it.
+    pub(super) fn pass<S: Wire>(
+        &mut self,
+        from: Sender,
+        to: &mut Side<S>,
+        bytes: &[u8],
+        now: Instant,
+        cx: &mut Context<'_>,
+    ) {
+        if !bytes.is_empty() {
+            to.write(bytes, now, cx);
+            self.direction(from).on_bytes(bytes.len());
+        }
+    }
+
+    pub(super) fn on_header(&mut self, from: Sender, message: &Message, now: Instant) -> Result<(), Cause> {
+        self.last_active = now;
+        let verdict = match from {
+            Sender::Client => self.message.on_frame(message, now),
+            Sender::Server => self.message.on_upstream_frame(message),
+        };
+        self.judge(verdict)
+    }
+
+    pub(super) fn on_payload(&mut self, from: Sender, len: usize, now: Instant) -> Result<(), Cause> {
+        self.last_active = now;
+        match from {
+            Sender::Client => {
+                let verdict = self.message.on_payload(len, now);
+                self.judge(verdict)
+            }
+            Sender::Server => Ok(()),
+        }
+    }
+
+    /// A data message passed whole.
+    pub(super) fn on_message(&mut self, from: Sender, message: &Message) -> bool {
+        let sampled = self.direction(from).on_message(message);
+        if sampled {
+            let sizes = match from {
+                Sender::Client => &self.metrics.inbound.message_size,
+                Sender::Server => &self.metrics.outbound.message_size,
+            };
+            sizes.observe(message.size_bytes as f64);
+        }
+        sampled
+    }
+
+    /// Lets a policy close the session, or only say that it would.
+    pub(super) fn judge(&mut self, verdict: Result<(), Cause>) -> Result<(), Cause> {
+        let Err(cause) = verdict else { return Ok(()) };
+        let Some(policy) = cause.row().policy.filter(|_| self.settings.report_only) else { return Err(cause) };
+        self.metrics.would_refuse(policy);
+        if !self.reported.contains(&policy) {
+            self.reported.push(policy);
+            Event::new("would_refuse")
+                .field("rule", self.metrics.name())
+                .field("policy", policy)
+                .field("cause", cause.row().name)
+                .field("detail", cause.to_string())
+                .emit();
+        }
+        Ok(())
+    }
+}
