@@ -134,11 +134,17 @@ impl Gateway {
 
     /// Everything that /metrics says.
     pub fn metrics(&self) -> String {
+        let answer = self.asks_admin("GET", "/metrics");
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        answer
+    }
+
+    /// What the admin endpoint answers.
+    pub fn asks_admin(&self, method: &str, path: &str) -> String {
         let mut admin = connect(self.admin);
-        write!(admin, "GET /metrics HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", self.admin).unwrap();
+        write!(admin, "{method} {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", self.admin).unwrap();
         let mut answer = String::new();
         admin.read_to_string(&mut answer).unwrap();
-        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
         answer
     }
 

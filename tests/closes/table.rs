@@ -402,7 +402,15 @@ pub fn idle_timeout() {
     gateway.assert_end(ours("idle_timeout", "idle_timeout", 1001));
 }
 
-// ---- the end of the process -----------------------------------------------------------------------------------------
+// ---- the operator, and the end of the process -----------------------------------------------------------------------
+
+#[test]
+fn no_operator_can_end_a_session_yet() {
+    let upstream = Upstream::bind();
+    let gateway = Gateway::start(upstream.address(), &[]);
+    let answer = gateway.asks_admin("DELETE", "/sessions/0000000000000000?code=1012");
+    assert!(answer.contains("no such endpoint"), "it can be made now, so `operator` needs a case: {answer}");
+}
 
 pub fn drain() {
     let upstream = Upstream::bind();
