@@ -1,5 +1,5 @@
-//! Peers that are slow or quiet and alive, which must not be given up; and stopped processes, which must be, on the side
-//! that stopped.
+//! Peers that are slow or quiet and alive, which must not be given up; and stopped processes, which must be, on the
+//! side that stopped.
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
