@@ -9,7 +9,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use crate::admin::{self, AdminState, Readiness};
-use crate::config::{Config, Shutdown};
+use crate::config::{self, Config, Shutdown};
 use crate::edge::gateway::{Gateway, ListenerState};
 use crate::edge::listener;
 use crate::edge::plain::PlainProxy;
@@ -75,7 +75,7 @@ impl App {
             bound.push((listener, Arc::new(state)));
         }
         let admin = match config.admin {
-            Some(address) => Some(bind_admin(address, fallback).map_err(named("admin", address))?),
+            Some(config::Admin { bind, .. }) => Some(bind_admin(bind, fallback).map_err(named("admin", bind))?),
             None => None,
         };
 

@@ -41,7 +41,7 @@ pub fn all(config: &Config, main: &Source, places: &[(&Source, KeyPath)]) -> Vec
         );
     }
     for (index, upstream) in config.upstreams.iter().enumerate() {
-        if !config.rules.iter().any(|rule| rule.upstream == index) {
+        if !config.rules.iter().any(|rule| rule.action.upstream() == Some(index)) {
             let message = format!("no rule uses the upstream `{}`", upstream.name);
             warn(main, &root.key("upstreams").index(index), &message);
         }
