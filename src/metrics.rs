@@ -45,6 +45,7 @@ pub struct Metrics {
     rules: Mutex<HashMap<String, Arc<RuleMetrics>>>,
     heap_bytes: IntGauge,
     upstream_connections: IntGaugeVec,
+    upstream_healthy: IntGaugeVec,
     log_lines_dropped: IntCounter,
     resident_bytes: IntGauge,
     /// What `log_lines_dropped` has taken over from the log's own count.
@@ -88,6 +89,13 @@ impl Metrics {
                 &["upstream", "endpoint"],
             ),
         );
+        let upstream_healthy = register(
+            &registry,
+            IntGaugeVec::new(
+                Opts::new("sluicegate_upstream_healthy", "Whether an endpoint gets its share of connections: 1, or 0"),
+                &["upstream", "endpoint"],
+            ),
+        );
         let log_lines_dropped = register(
             &registry,
             IntCounter::new("sluicegate_log_lines_dropped_total", "Log lines dropped because standard error is slow"),
@@ -102,6 +110,7 @@ impl Metrics {
             rules: Mutex::default(),
             heap_bytes,
             upstream_connections,
+            upstream_healthy,
             log_lines_dropped,
             resident_bytes,
             lines_dropped_seen: AtomicU64::new(0),
@@ -129,6 +138,11 @@ impl Metrics {
     /// The gauge of connections to one endpoint.
     pub fn upstream_connections(&self, upstream: &str, endpoint: &str) -> IntGauge {
         self.upstream_connections.with_label_values(&[upstream, endpoint])
+    }
+
+    /// The gauge of one endpoint's health.
+    pub fn upstream_healthy(&self, upstream: &str, endpoint: &str) -> IntGauge {
+        self.upstream_healthy.with_label_values(&[upstream, endpoint])
     }
 
     /// Everything in Prometheus' text format.

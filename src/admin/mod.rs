@@ -244,7 +244,7 @@ mod tests {
         };
         // A name with a label of more than 63 bytes does not resolve.
         let broken = upstream("broken", &format!("{}:9", "x".repeat(64)));
-        broken.connect().await.unwrap_err();
+        broken.connect(&crate::edge::upstreams::Preference::None).await.unwrap_err();
         let sound = upstream("sound", "127.0.0.1:9");
         admin.state.readiness.set_upstreams(vec![Arc::clone(&broken), sound]);
         let answer = admin.get("/readyz").await;

@@ -28,7 +28,7 @@ use super::head::Head;
 use super::record::Record;
 use super::request::{Intent, Request};
 use super::stream::PrereadStream;
-use super::upstreams::{Endpoint, Lease};
+use super::upstreams::{Endpoint, Lease, Preference};
 use crate::cause::Refusal;
 use crate::policy::client_address::Source;
 use crate::policy::connection_limit::Guard;
@@ -172,7 +172,7 @@ impl ProxyHttp for Hooks {
 
     async fn upstream_peer(&self, _session: &mut Session, ctx: &mut Self::CTX) -> pingora::Result<Box<HttpPeer>> {
         let plain = ctx.as_mut().ok_or_else(|| Error::new(ErrorType::InternalError))?;
-        let Some(endpoint) = plain.rule.upstream.pick(&plain.tried) else {
+        let Some(endpoint) = plain.rule.upstream.pick(&Preference::None, &plain.tried) else {
             return Error::e_explain(ErrorType::ConnectError, "no other endpoint");
         };
         plain.tried.push(endpoint.clone());

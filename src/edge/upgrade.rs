@@ -23,7 +23,7 @@ use super::gateway::{Gateway, ListenerState, Rule};
 use super::record::{Record, SessionRecord, kept};
 use super::request::Request;
 use super::stream::PrereadStream;
-use super::upstreams::{ConnectError, Lease};
+use super::upstreams::{ConnectError, Lease, Preference};
 use crate::cause::Refusal;
 use crate::config::WebSocketMode;
 use crate::metrics::{RuleMetrics, SessionMark};
@@ -245,7 +245,7 @@ struct Asked {
 }
 
 async fn ask(request: &Request, rule: &Rule, listener: &ListenerState) -> Result<Asked, Refusal> {
-    let (stream, lease) = rule.upstream.connect().await.map_err(|error| match error {
+    let (stream, lease) = rule.upstream.connect(&Preference::None).await.map_err(|error| match error {
         ConnectError::Timeout(_) => Refusal::UpstreamTimeout,
         ConnectError::Unreachable(_) => Refusal::UpstreamUnreachable,
     })?;

@@ -4,11 +4,15 @@
 //! connected to is passed over while others can, and a task of its own tries it again until it can, so that it comes
 //! back without a client's help.
 
+use std::collections::HashMap;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use pingora_ketama::{Bucket, Continuum};
+use sha2::{Digest as _, Sha256};
 use tokio::net::TcpStream;
 
 use crate::metrics::Metrics;
@@ -25,6 +29,19 @@ pub enum Balance {
     LeastConnections,
     /// In turn.
     RoundRobin,
+    /// By a hash of the client.
+    Hash,
+}
+
+/// Which endpoint a client should get, if it can.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Preference {
+    /// Whichever the upstream's balance chooses.
+    None,
+    /// The one that it had, by its place among the endpoints.
+    Endpoint(usize),
+    /// The one that these bytes hash to, and its successors on the ring.
+    Hash(Vec<u8>),
 }
 
 /// Why no endpoint could be connected to.
@@ -43,6 +60,7 @@ pub enum ConnectError {
 pub struct Upstream {
     name: String,
     endpoints: Vec<Arc<Endpoint>>,
+    ring: Ring,
     balance: Balance,
     connect_timeout: Duration,
     turn: AtomicUsize,
@@ -58,14 +76,10 @@ impl Upstream {
         connect_timeout: Duration,
         metrics: &Metrics,
     ) -> Self {
-        let endpoints = endpoints
-            .into_iter()
-            .map(|address| {
-                let gauge = metrics.upstream_connections(name, &address);
-                Arc::new(Endpoint::new(name, address, gauge))
-            })
-            .collect();
-        Self { name: name.to_owned(), endpoints, balance, connect_timeout, turn: AtomicUsize::new(0) }
+        let endpoints =
+            endpoints.into_iter().map(|address| Arc::new(Endpoint::new(name, address, metrics))).collect::<Vec<_>>();
+        let ring = Ring::new(&endpoints);
+        Self { name: name.to_owned(), endpoints, ring, balance, connect_timeout, turn: AtomicUsize::new(0) }
     }
 
     /// Its name in the configuration.
@@ -76,6 +90,11 @@ impl Upstream {
     /// How long a connection to one endpoint may take to be made.
     pub fn connect_timeout(&self) -> Duration {
         self.connect_timeout
+    }
+
+    /// How it chooses among its endpoints.
+    pub fn balance(&self) -> Balance {
+        self.balance
     }
 
     /// Its endpoints, in the order of the file.
@@ -90,17 +109,28 @@ impl Upstream {
 
     /// The endpoint to try next, without those tried; `None` when there is no other.
     ///
-    /// Those that could not be connected to come last.
-    pub fn pick(&self, tried: &[Arc<Endpoint>]) -> Option<Arc<Endpoint>> {
+    /// The preferred one comes first while it is healthy, and those that are not healthy come last.
+    pub fn pick(&self, preference: &Preference, tried: &[Arc<Endpoint>]) -> Option<Arc<Endpoint>> {
+        let untried = |endpoint: &&Arc<Endpoint>| !tried.iter().any(|tried| Arc::ptr_eq(tried, endpoint));
+        let preferred = match preference {
+            Preference::None => None,
+            Preference::Endpoint(index) => self.endpoints.get(*index).filter(|endpoint| endpoint.is_healthy()),
+            Preference::Hash(key) => self
+                .ring
+                .successors(key)
+                .filter_map(|index| self.endpoints.get(index))
+                .find(|endpoint| endpoint.is_healthy() && untried(endpoint)),
+        };
+        if let Some(endpoint) = preferred.filter(untried) {
+            return Some(endpoint.clone());
+        }
         let count = self.endpoints.len();
         let turn = if tried.is_empty() { self.turn.fetch_add(1, Ordering::Relaxed) } else { 0 };
-        let others = (0..count)
-            .map(|step| &self.endpoints[(turn.wrapping_add(step)) % count])
-            .filter(|endpoint| !tried.iter().any(|tried| Arc::ptr_eq(tried, endpoint)));
-        // The first of equals wins in both cases, and the turn decides which that is.
+        let others = (0..count).map(|step| &self.endpoints[(turn.wrapping_add(step)) % count]).filter(untried);
+        // The first of equals wins in all cases, and the turn decides which that is.
         let chosen = match self.balance {
-            Balance::LeastConnections => others.min_by_key(|endpoint| (!endpoint.is_reachable(), endpoint.active())),
-            Balance::RoundRobin => others.min_by_key(|endpoint| !endpoint.is_reachable()),
+            Balance::LeastConnections => others.min_by_key(|endpoint| (!endpoint.is_healthy(), endpoint.active())),
+            Balance::RoundRobin | Balance::Hash => others.min_by_key(|endpoint| !endpoint.is_healthy()),
         };
         chosen.cloned()
     }
@@ -111,10 +141,10 @@ impl Upstream {
     ///
     /// # Errors
     /// No endpoint took the connection.
-    pub async fn connect(&self) -> Result<(TcpStream, Lease), ConnectError> {
+    pub async fn connect(&self, preference: &Preference) -> Result<(TcpStream, Lease), ConnectError> {
         let mut tried = Vec::new();
         let mut unreachable = None;
-        while let Some(endpoint) = self.pick(&tried) {
+        while let Some(endpoint) = self.pick(preference, &tried) {
             // Before the connection, so that simultaneous handshakes see each other.
             let lease = endpoint.lease();
             match endpoint.connect(self.connect_timeout).await {
@@ -129,6 +159,48 @@ impl Upstream {
             None => Err(ConnectError::Timeout(self.connect_timeout)),
         }
     }
+}
+
+/// How many points ketama gives a node of weight 1.
+const POINTS_PER_ENDPOINT: usize = 160;
+
+/// The endpoints on a ring, so that one that comes or goes moves only its own clients: ketama, as nginx and memcached
+/// have it.
+struct Ring {
+    continuum: Continuum,
+    /// The place of each endpoint among the upstream's, by its address on the ring.
+    places: HashMap<SocketAddr, usize>,
+}
+
+impl Ring {
+    fn new(endpoints: &[Arc<Endpoint>]) -> Self {
+        // The ring wants addresses, and an endpoint is a name. What matters is that every gateway with the same names
+        // has the same ring, so an address is made of a name's hash.
+        let places: HashMap<_, _> =
+            endpoints.iter().enumerate().map(|(place, endpoint)| (ring_address(endpoint.address()), place)).collect();
+        let buckets: Vec<_> =
+            endpoints.iter().map(|endpoint| Bucket::new(ring_address(endpoint.address()), 1)).collect();
+        Self { continuum: Continuum::new(&buckets), places }
+    }
+
+    /// The places of the endpoints, beginning with the one that `key` hashes to. Some may come several times.
+    fn successors(&self, key: &[u8]) -> impl Iterator<Item = usize> {
+        // The ring has no end: once around meets every endpoint.
+        let points = self.places.len() * POINTS_PER_ENDPOINT;
+        self.continuum.node_iter(key).take(points).filter_map(|address| self.places.get(address).copied())
+    }
+}
+
+impl std::fmt::Debug for Ring {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Ring").field("places", &self.places.len()).finish_non_exhaustive()
+    }
+}
+
+fn ring_address(name: &str) -> SocketAddr {
+    let hash = Sha256::digest(name.as_bytes());
+    let address: [u8; 16] = std::array::from_fn(|at| hash[at]);
+    SocketAddr::from((address, 1))
 }
 
 #[cfg(test)]
@@ -160,7 +232,7 @@ mod tests {
     }
 
     fn addresses(upstream: &Upstream, picks: usize) -> Vec<String> {
-        (0..picks).map(|_| upstream.pick(&[]).unwrap().address().to_owned()).collect()
+        (0..picks).map(|_| upstream.pick(&Preference::None, &[]).unwrap().address().to_owned()).collect()
     }
 
     #[test]
@@ -184,10 +256,50 @@ mod tests {
     #[test]
     fn a_tried_endpoint_is_not_picked_again() {
         let (_metrics, upstream) = upstream(&["a:1", "b:1"], Balance::LeastConnections);
-        let first = upstream.pick(&[]).unwrap();
-        let second = upstream.pick(std::slice::from_ref(&first)).unwrap();
+        let first = upstream.pick(&Preference::None, &[]).unwrap();
+        let second = upstream.pick(&Preference::None, std::slice::from_ref(&first)).unwrap();
         assert!(!Arc::ptr_eq(&first, &second));
-        assert!(upstream.pick(&[first, second]).is_none());
+        assert!(upstream.pick(&Preference::None, &[first, second]).is_none());
+    }
+
+    #[tokio::test]
+    async fn a_client_keeps_its_endpoint_while_that_is_healthy() {
+        let (_metrics, upstream) = upstream(&["a:1", "b:1", "c:1"], Balance::LeastConnections);
+        let pick = |preference: &Preference| upstream.pick(preference, &[]).unwrap().address().to_owned();
+        assert_eq!((0..5).map(|_| pick(&Preference::Endpoint(1))).collect::<Vec<_>>(), ["b:1"; 5]);
+        assert!(upstream.pick(&Preference::Endpoint(9), &[]).is_some(), "a place that is gone prefers nobody");
+        (0..3).for_each(|_| upstream.endpoints()[1].misbehaved());
+        assert_ne!(pick(&Preference::Endpoint(1)), "b:1");
+    }
+
+    #[tokio::test]
+    async fn a_hash_moves_only_the_clients_of_an_endpoint_that_is_gone() {
+        let (_metrics, all) = upstream(&["a:1", "b:1", "c:1"], Balance::Hash);
+        let keys: Vec<_> = (0..300).map(|n| Preference::Hash(format!("user-{n}").into_bytes())).collect();
+        let picks = |upstream: &Upstream| -> Vec<String> {
+            keys.iter().map(|key| upstream.pick(key, &[]).unwrap().address().to_owned()).collect()
+        };
+        let before = picks(&all);
+        for endpoint in ["a:1", "b:1", "c:1"] {
+            assert!(before.iter().filter(|picked| *picked == endpoint).count() > 30, "{endpoint} has its share");
+        }
+        assert_eq!(
+            picks(&upstream(&["c:1", "a:1", "b:1"], Balance::Hash).1),
+            before,
+            "the order of the file is nothing"
+        );
+        (0..3).for_each(|_| all.endpoints()[1].misbehaved());
+        for (before, after) in before.iter().zip(picks(&all)) {
+            assert!(after != "b:1" && (before == "b:1" || *before == after));
+        }
+    }
+
+    #[tokio::test]
+    async fn the_last_endpoint_is_never_ejected() {
+        let (_metrics, upstream) = upstream(&["a:1"], Balance::RoundRobin);
+        (0..9).for_each(|_| upstream.endpoints()[0].misbehaved());
+        assert!(upstream.pick(&Preference::None, &[]).is_some());
+        assert!(upstream.pick(&Preference::Hash(vec![1]), &[]).is_some());
     }
 
     #[tokio::test]
@@ -196,7 +308,7 @@ mod tests {
         let (_listener, accepted) = listening().await;
         let (_metrics, upstream) = upstream(&[&refused, &accepted], Balance::RoundRobin);
         for _ in 0..3 {
-            let (stream, lease) = upstream.connect().await.unwrap();
+            let (stream, lease) = upstream.connect(&Preference::None).await.unwrap();
             assert_eq!(stream.peer_addr().unwrap().to_string(), accepted);
             assert!(stream.nodelay().unwrap());
             assert_eq!(lease.endpoint().address(), accepted);
@@ -212,7 +324,7 @@ mod tests {
         let (socket, refused) = refusing();
         let (_metrics, upstream) = upstream(&[&refused], Balance::LeastConnections);
         assert!(upstream.usable(), "nothing was tried yet");
-        assert!(matches!(upstream.connect().await, Err(ConnectError::Unreachable(_))));
+        assert!(matches!(upstream.connect(&Preference::None).await, Err(ConnectError::Unreachable(_))));
         assert!(!upstream.usable());
         socket.listen(8).unwrap();
         let back = async {
@@ -236,7 +348,9 @@ mod tests {
         let metrics = Metrics::new();
         let timeout = Duration::from_millis(100);
         let upstream = Upstream::new("chat", vec![full], Balance::LeastConnections, timeout, &metrics);
-        assert!(matches!(upstream.connect().await, Err(ConnectError::Timeout(found)) if found == timeout));
+        assert!(
+            matches!(upstream.connect(&Preference::None).await, Err(ConnectError::Timeout(found)) if found == timeout)
+        );
         assert!(!upstream.usable());
     }
 }

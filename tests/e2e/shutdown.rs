@@ -148,6 +148,10 @@ fn what_is_left_after_the_drain_is_cut() {
     deaf.expect_end();
     busy.expect_end();
     assert_eq!(gateway.wait_for_exit().code(), Some(0));
+    let line = gateway.wait_for_log(|line| line["event"] == "session" && line["cause"] == "drain");
+    assert_eq!(line["close_code"], 1012, "{line}");
+    let line = gateway.wait_for_log(|line| line["event"] == "session" && line["cause"] == "drain_cut");
+    assert_eq!((&line["close_code"], &line["closed_by"]), (&1006.into(), &"proxy".into()), "{line}");
 }
 
 #[test]
@@ -176,7 +180,8 @@ fn a_second_signal_ends_at_once() {
     gateway.terminate();
     assert_eq!(gateway.wait_for_exit().code(), Some(0));
     session.expect_end();
-    assert!(gateway.lines().iter().any(|line| line["event"] == "cutting"));
+    let line = gateway.wait_for_log(|line| line["event"] == "session");
+    assert_eq!(line["cause"], "drain", "{line}");
 }
 
 #[test]

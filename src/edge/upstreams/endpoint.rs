@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -10,6 +10,8 @@ use prometheus::IntGauge;
 use tokio::net::TcpStream;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
+
+use crate::metrics::Metrics;
 
 /// How long the addresses of a name are used before it is looked up again.
 const RESOLVE_EVERY: Duration = Duration::from_secs(10);
@@ -29,6 +31,12 @@ const PROBE_EVERY: Duration = Duration::from_secs(2);
 /// How long such a try may take.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// So many connections in a row that brought no answer take an endpoint out of its turn...
+const EJECT_AFTER: u32 = 3;
+
+/// ...for so long; then one more such connection is enough.
+const EJECT_FOR: Duration = Duration::from_secs(10);
+
 /// One endpoint of an upstream.
 #[derive(Debug)]
 pub struct Endpoint {
@@ -41,7 +49,11 @@ pub struct Endpoint {
     turn: AtomicUsize,
     active: AtomicUsize,
     gauge: IntGauge,
+    healthy: IntGauge,
     reachable: AtomicBool,
+    /// Connections in a row that brought no answer.
+    failures: AtomicU32,
+    ejected: AtomicBool,
     answers_pings: Arc<AtomicBool>,
 }
 
@@ -55,16 +67,21 @@ struct Resolved {
 }
 
 impl Endpoint {
-    pub(super) fn new(upstream: &str, address: String, gauge: IntGauge) -> Self {
+    pub(super) fn new(upstream: &str, address: String, metrics: &Metrics) -> Self {
+        let healthy = metrics.upstream_healthy(upstream, &address);
+        healthy.set(1);
         Self {
             upstream: upstream.to_owned(),
             literal: address.parse().ok(),
-            address,
             resolved: Arc::default(),
             turn: AtomicUsize::new(0),
             active: AtomicUsize::new(0),
-            gauge,
+            gauge: metrics.upstream_connections(upstream, &address),
+            healthy,
             reachable: AtomicBool::new(true),
+            failures: AtomicU32::new(0),
+            ejected: AtomicBool::new(false),
+            address,
             answers_pings: Arc::default(),
         }
     }
@@ -82,6 +99,38 @@ impl Endpoint {
     /// Whether the last attempt to connect succeeded; true before the first.
     pub fn is_reachable(&self) -> bool {
         self.reachable.load(Ordering::Relaxed)
+    }
+
+    /// Whether it gets its share: it can be connected to, and its connections bring answers. The others come last, and
+    /// are tried when there is nobody else: the last endpoint is never ejected.
+    pub fn is_healthy(&self) -> bool {
+        self.is_reachable() && !self.ejected.load(Ordering::Relaxed)
+    }
+
+    /// Remembers that a connection brought an answer.
+    pub fn answered(&self) {
+        // Read first: every request comes here, and a write would take the cache line each time.
+        if self.failures.load(Ordering::Relaxed) != 0 {
+            self.failures.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// Remembers that a connection brought no answer: it hung, broke off, or spoke no HTTP.
+    pub fn misbehaved(self: &Arc<Self>) {
+        let failures = self.failures.fetch_add(1, Ordering::Relaxed).saturating_add(1);
+        if failures >= EJECT_AFTER && !self.ejected.swap(true, Ordering::Relaxed) {
+            log::warn!(
+                "endpoint {} of upstream {} is passed over for {EJECT_FOR:?}: {failures} connections brought no answer",
+                self.address,
+                self.upstream
+            );
+            self.show_health();
+            tokio::spawn(readmit(Arc::downgrade(self)));
+        }
+    }
+
+    fn show_health(&self) {
+        self.healthy.set(i64::from(self.is_healthy()));
     }
 
     /// Whether it has ever answered a ping of ours, set by its sessions: one that has not is never closed for silence.
@@ -168,6 +217,7 @@ impl Endpoint {
     pub fn succeeded(&self) {
         if !self.reachable.swap(true, Ordering::Relaxed) {
             log::warn!("endpoint {} of upstream {} can be connected to again", self.address, self.upstream);
+            self.show_health();
         }
     }
 
@@ -175,6 +225,7 @@ impl Endpoint {
     pub fn failed(self: &Arc<Self>, error: &dyn std::fmt::Display) {
         if self.reachable.swap(false, Ordering::Relaxed) {
             log::warn!("endpoint {} of upstream {} cannot be connected to: {error}", self.address, self.upstream);
+            self.show_health();
             tokio::spawn(probe_until_reachable(Arc::downgrade(self)));
         }
     }
@@ -217,6 +268,17 @@ async fn probe_until_reachable(endpoint: Weak<Endpoint>) {
     }
 }
 
+/// Gives an ejected endpoint its turn again.
+async fn readmit(endpoint: Weak<Endpoint>) {
+    tokio::time::sleep(EJECT_FOR).await;
+    if let Some(endpoint) = endpoint.upgrade() {
+        endpoint.failures.store(EJECT_AFTER - 1, Ordering::Relaxed);
+        endpoint.ejected.store(false, Ordering::Relaxed);
+        endpoint.show_health();
+        log::warn!("endpoint {} of upstream {} gets its turn again", endpoint.address, endpoint.upstream);
+    }
+}
+
 /// Whether connecting failed for want of something on this machine.
 fn is_local(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::EADDRNOTAVAIL))
@@ -247,8 +309,7 @@ mod tests {
     use super::*;
 
     fn endpoint(address: &str) -> Arc<Endpoint> {
-        let gauge = crate::metrics::Metrics::new().upstream_connections("chat", address);
-        Arc::new(Endpoint::new("chat", address.to_owned(), gauge))
+        Arc::new(Endpoint::new("chat", address.to_owned(), &Metrics::new()))
     }
 
     #[tokio::test]
@@ -275,5 +336,23 @@ mod tests {
             Some(Resolved { at: Instant::now() - RESOLVE_EVERY, addresses: last.clone(), failure: None });
         assert_eq!(unresolvable.resolve().await.unwrap(), last);
         assert!(unresolvable.resolved.lock().await.as_ref().unwrap().failure.is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn three_connections_without_an_answer_eject_for_a_while() {
+        let endpoint = endpoint("127.0.0.1:9");
+        endpoint.misbehaved();
+        endpoint.misbehaved();
+        endpoint.answered();
+        endpoint.misbehaved();
+        endpoint.misbehaved();
+        assert!(endpoint.is_healthy(), "not three in a row");
+        endpoint.misbehaved();
+        assert!(!endpoint.is_healthy());
+        assert_eq!(endpoint.healthy.get(), 0);
+        tokio::time::sleep(EJECT_FOR + Duration::from_millis(1)).await;
+        assert!(endpoint.is_healthy());
+        endpoint.misbehaved();
+        assert!(!endpoint.is_healthy(), "one more is enough");
     }
 }
