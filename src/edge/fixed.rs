@@ -34,7 +34,7 @@ pub struct Answered {
 /// Sends the client elsewhere.
 pub async fn redirect(io: TcpStream, request: &Request, rule: &Rule, redirect: &Redirect) -> Answered {
     let target = std::str::from_utf8(request.head.request.raw_path()).unwrap_or("/");
-    let location = redirect.location(&request.host_and_port(), target);
+    let location = redirect.location(request.host(), target);
     let headers = vec![("location", location)];
     write(io, request, rule, Fixed { status: redirect.status(), headers, body: Bytes::new() }).await
 }

@@ -107,15 +107,6 @@ impl Request {
         self.authority.as_ref().map_or("", |authority| &authority.host)
     }
 
-    /// Its host with the port that the client wrote, for a Location.
-    pub fn host_and_port(&self) -> String {
-        match &self.authority {
-            Some(Authority { host, port: Some(port) }) => format!("{host}:{port}"),
-            Some(Authority { host, port: None }) => host.clone(),
-            None => String::new(),
-        }
-    }
-
     /// Whether it has a body over `limit`, as far as its head says.
     pub fn declares_body_over(&self, limit: u64) -> bool {
         let length = self.head.request.headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok());
