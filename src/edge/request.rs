@@ -107,6 +107,18 @@ impl Request {
         self.authority.as_ref().map_or("", |authority| &authority.host)
     }
 
+    /// Whether it has a body over `limit`, as far as its head says.
+    pub fn declares_body_over(&self, limit: u64) -> bool {
+        let length = self.head.request.headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok());
+        length.and_then(|length| length.parse::<u64>().ok()).is_some_and(|length| length > limit)
+    }
+
+    /// Its query, without the question mark.
+    pub fn query(&self) -> &str {
+        let target = std::str::from_utf8(self.head.request.raw_path()).unwrap_or("");
+        target.split_once('?').map_or("", |(_, query)| query)
+    }
+
     /// The sites that an Origin may be the same as: the host that a trusted peer says the client asked for, and Host.
     pub fn sites(&self) -> impl Iterator<Item = Authority> {
         let forwarded = self.trusted("x-forwarded-host").and_then(|value| route::parse_authority(value.trim()).ok());

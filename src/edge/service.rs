@@ -2,20 +2,51 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use tokio::net::TcpStream;
 
 use super::answer;
-use super::gateway::{Gateway, ListenerState};
+use super::fixed;
+use super::gateway::{Action, Gateway, ListenerState, Rule};
 use super::head::{self, NoHead};
 use super::plain::PlainProxy;
-use super::record::Record;
+use super::record::{PlainAnswer, Record};
 use super::request::{Intent, Request};
+use super::sticky::{self, Choice};
 use super::upgrade;
+use super::upstreams::Upstream;
 use crate::cause::Refusal;
-use crate::config::WebSocketMode;
+use crate::config::{AccessLog, WebSocketMode};
 use crate::policy::route;
+
+/// A request that goes to an upstream.
+pub struct Routed {
+    /// The request.
+    pub request: Request,
+    /// Its rule.
+    pub rule: Arc<Rule>,
+    /// Where it goes.
+    pub upstream: Arc<Upstream>,
+    /// Which endpoint it should get.
+    pub choice: Choice,
+    /// What the log will say.
+    pub record: Record,
+}
+
+/// Counts and logs the answer to a plain request.
+pub fn note_answer(log: AccessLog, rule: &Rule, record: &Record, answer: &PlainAnswer<'_>) {
+    rule.metrics.answered(answer.status, answer.duration);
+    let logged = match log {
+        AccessLog::On => true,
+        AccessLog::Errors => answer.status >= 400 || answer.broken,
+        AccessLog::Off => false,
+    };
+    if logged {
+        record.answered(answer);
+    }
+}
 
 /// What serves connections, shared by all listeners.
 pub struct Service {
@@ -73,26 +104,69 @@ impl Service {
                 Err(refusal) => return self.refuse(&listener, io, peer, Some(record), refusal).await,
             };
             record.set_rule(&rule.name);
-            if request.intent == Intent::WebSocket {
-                return upgrade::serve(gateway, &listener, io, request, rule, record, descriptor).await;
-            }
-            if rule.websocket == WebSocketMode::Require {
-                let refusal = Refusal::UpgradeRequired;
+            if let Err(refusal) = self.check(&rule, &request, &record) {
                 rule.metrics.refused(&refusal);
                 record.refused(&refusal, None);
                 return answer::refuse(io, &refusal).await;
             }
-            let Some(upstream_descriptor) = gateway.take_descriptor() else {
-                return self.refuse(&listener, io, peer, Some(record), Refusal::ProcessConnections).await;
+            let started = Instant::now();
+            let answered = match &rule.action {
+                Action::Upstream(upstream) => {
+                    let upstream = upstream.clone();
+                    let choice = sticky::choose(&rule, &upstream, &request);
+                    let routed = Routed { request, rule, upstream, choice, record };
+                    if routed.request.intent == Intent::WebSocket {
+                        return upgrade::serve(gateway, &listener, io, routed, descriptor).await;
+                    }
+                    let Some(upstream_descriptor) = gateway.take_descriptor() else {
+                        return self
+                            .refuse(&listener, io, peer, Some(routed.record), Refusal::ProcessConnections)
+                            .await;
+                    };
+                    let source = listener.config.client_address.clone();
+                    let log = gateway.access_log;
+                    // Boxed: what Pingora needs for a request is large, and a connection that waits for one should not
+                    // own it.
+                    match Box::pin(self.plain.serve(io, routed, source, log, upstream_descriptor)).await {
+                        Some((stream, unread)) => (io, read) = (stream, unread),
+                        None => return,
+                    }
+                    first = false;
+                    continue;
+                }
+                Action::Redirect(redirect) => fixed::redirect(io, &request, &rule, redirect).await,
+                Action::Respond(respond) => fixed::respond(io, &request, &rule, respond).await,
             };
-            let source = listener.config.client_address.clone();
-            // Boxed: what Pingora needs for a request is large, and a connection that waits for one should not own it.
-            let served = Box::pin(self.plain.serve(io, request, source, rule, record, upstream_descriptor)).await;
-            match served {
+            let line = PlainAnswer {
+                upstream: None,
+                endpoint: None,
+                status: answered.status,
+                duration: started.elapsed(),
+                bytes_in: 0,
+                bytes_out: answered.body_bytes,
+                broken: false,
+            };
+            note_answer(gateway.access_log, &rule, &record, &line);
+            match answered.io {
                 Some((stream, unread)) => (io, read) = (stream, unread),
                 None => return,
             }
             first = false;
+        }
+    }
+
+    /// The policies that hold for every request of a rule.
+    fn check(&self, rule: &Rule, request: &Request, record: &Record) -> Result<(), Refusal> {
+        rule.judge(rule.check_client(request.client), record)?;
+        if request.intent == Intent::WebSocket {
+            return Ok(());
+        }
+        if rule.websocket == WebSocketMode::Require {
+            rule.judge(Err(Refusal::UpgradeRequired), record)?;
+        }
+        match rule.http.max_body_size {
+            Some(limit) if request.declares_body_over(limit) => rule.judge(Err(Refusal::BodyTooLarge), record),
+            _ => Ok(()),
         }
     }
 

@@ -113,11 +113,11 @@ impl StickyCookie {
 
     /// Finds the endpoint that a client had. `cookies` are the values of its Cookie headers, `now` is in seconds since
     /// 1970, `endpoints` are the names that [`StickyCookie::issue`] gets.
-    pub fn find<'a, E: AsRef<str>>(
+    pub fn find<'a>(
         &self,
         rule: &str,
         cookies: impl Iterator<Item = &'a [u8]>,
-        endpoints: &[E],
+        endpoints: impl Iterator<Item = &'a str> + Clone,
         now: u64,
     ) -> Found {
         // A client may hold the cookie for several paths; each is tried, and a browser sends no more than a few.
@@ -133,9 +133,8 @@ impl StickyCookie {
                 continue;
             }
             for (nth, secret) in self.secrets.iter().enumerate() {
-                let found = endpoints
-                    .iter()
-                    .position(|endpoint| bool::from(sign(secret, rule, endpoint.as_ref(), issued).ct_eq(&mac)));
+                let found =
+                    endpoints.clone().position(|endpoint| bool::from(sign(secret, rule, endpoint, issued).ct_eq(&mac)));
                 if let Some(index) = found {
                     let renew = nth > 0 || self.ttl.is_some_and(|ttl| age > ttl.as_secs() / 2);
                     return Found::Endpoint { index, renew };
@@ -274,7 +273,7 @@ mod tests {
     }
 
     fn find(cookie: &StickyCookie, rule: &str, sent: &str, now: u64) -> Found {
-        cookie.find(rule, [sent.as_bytes()].into_iter(), &ENDPOINTS, now)
+        cookie.find(rule, [sent.as_bytes()].into_iter(), ENDPOINTS.into_iter(), now)
     }
 
     #[test]
