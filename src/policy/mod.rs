@@ -15,6 +15,7 @@ pub mod range;
 pub mod route;
 pub mod slow_client;
 pub mod stickiness;
+pub mod token;
 
 /// A setting that a policy's constructor does not accept.
 #[derive(Clone, Debug, PartialEq, Eq)]
