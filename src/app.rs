@@ -3,7 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -110,6 +110,7 @@ impl App {
             .field("descriptor_limit", descriptors)
             .field("session_limit", gateway.session_limit())
             .emit();
+        metrics.config_loaded(SystemTime::now());
         readiness.set_started();
         tokio::spawn({
             let (registry, metrics) = (gateway.registry.clone(), metrics.clone());

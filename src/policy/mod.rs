@@ -12,6 +12,7 @@ pub mod keepalive;
 pub mod message;
 pub mod origin;
 pub mod range;
+pub mod reconnects;
 pub mod route;
 pub mod slow_client;
 pub mod stickiness;
