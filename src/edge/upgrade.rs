@@ -88,7 +88,8 @@ pub async fn serve(
         Ok(asked) => asked,
         Err(refusal) => return refuse(io, refusal).await,
     };
-    if let Some(cookie) = sticky::set_cookie(&rule, &to, &request, &choice, asked.lease.endpoint()) {
+    let cookie = sticky::set_cookie(&rule, &to, &request, &choice, asked.lease.endpoint());
+    if let Some(cookie) = &cookie {
         // The value is ours, so it is always one.
         let _ = asked.answer.append_header(header::SET_COOKIE, cookie);
     }
@@ -122,7 +123,8 @@ pub async fn serve(
         return answer::end(io).await;
     };
     rule.metrics.accepted.inc();
-    let client = note_client(gateway, &request, &rule);
+    let cookie = sticky::client_cookie(&rule, &request, &choice, cookie.as_deref());
+    let client = note_client(gateway, &request, &rule, cookie);
     let subprotocol = asked.answer.headers.get(header::SEC_WEBSOCKET_PROTOCOL).map(|value| kept(value.as_bytes()));
     let record = SessionRecord {
         request: record,
@@ -443,9 +445,9 @@ pub fn tune_client(io: &TcpStream) {
 }
 
 /// Counts a client that comes back, and says who it is for the end of its session.
-fn note_client(gateway: &Gateway, request: &Request, rule: &Rule) -> reconnects::Client {
+fn note_client(gateway: &Gateway, request: &Request, rule: &Rule, cookie: Option<&[u8]>) -> reconnects::Client {
     let user_agent = request.head.request.headers.get(header::USER_AGENT).map_or(&b""[..], |value| value.as_bytes());
-    let client = gateway.reconnects.client(&rule.name, None, request.client, user_agent);
+    let client = gateway.reconnects.client(&rule.name, cookie, request.client, user_agent);
     match gateway.reconnects.returns(&client, Instant::now()) {
         Some(reconnects::By::Cookie) => rule.metrics.reconnects_by_cookie.inc(),
         Some(reconnects::By::Address) => rule.metrics.reconnects_by_address.inc(),
