@@ -128,15 +128,25 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Runs the gateway until a signal has drained it, or a second one has cut that short.
+/// Runs the gateway until a signal or an operator has drained it, or a second signal has cut that short.
 async fn serve(config: Config, fallback: AdminFallback) -> Result<(), String> {
     // Before anything is served: from now on no signal ends the process without its order.
     let mut signals = Signals::listen()?;
     let app = App::start(config, fallback).await.map_err(|error| error.to_string())?;
-    signals.next().await;
+    let by_signal = tokio::select! {
+        () = signals.next() => true,
+        () = app.drain_ordered() => false,
+    };
+    // A supervisor's signal behind the order of an operator, or of a hook, is the first one.
+    let cut = async {
+        if !by_signal {
+            signals.next().await;
+        }
+        signals.next().await;
+    };
     tokio::select! {
         () = app.drain() => {}
-        () = signals.next() => app.cut().await,
+        () = cut => app.cut().await,
     }
     app.stop();
     Ok(())

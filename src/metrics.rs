@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
 use prometheus::core::Collector;
@@ -49,6 +49,8 @@ pub struct Metrics {
     upstream_healthy: IntGaugeVec,
     log_lines_dropped: IntCounter,
     resident_bytes: IntGauge,
+    reload_successful: IntGauge,
+    reload_success_timestamp: IntGauge,
     /// What `log_lines_dropped` has taken over from the log's own count.
     lines_dropped_seen: AtomicU64,
 }
@@ -57,6 +59,7 @@ pub struct Metrics {
 struct Families {
     connections: IntGaugeVec,
     handshakes: IntCounterVec,
+    reconnects: IntCounterVec,
     closes: IntCounterVec,
     messages: IntCounterVec,
     bytes: IntCounterVec,
@@ -107,6 +110,20 @@ impl Metrics {
             &registry,
             IntGauge::new("sluicegate_process_resident_bytes", "Resident memory of the process, in bytes"),
         );
+        let reload_successful = register(
+            &registry,
+            IntGauge::new(
+                "sluicegate_config_last_reload_successful",
+                "Whether the configuration that was read last is in force: 1, or 0",
+            ),
+        );
+        let reload_success_timestamp = register(
+            &registry,
+            IntGauge::new(
+                "sluicegate_config_last_reload_success_timestamp_seconds",
+                "When the configuration in force was read, in seconds since 1970",
+            ),
+        );
         let metrics = Arc::new(Self {
             registry,
             families,
@@ -116,6 +133,8 @@ impl Metrics {
             upstream_healthy,
             log_lines_dropped,
             resident_bytes,
+            reload_successful,
+            reload_success_timestamp,
             lines_dropped_seen: AtomicU64::new(0),
         });
         metrics.rule(NO_RULE);
@@ -136,6 +155,13 @@ impl Metrics {
     /// Tells how much the allocator has handed out, in bytes.
     pub fn set_heap_bytes(&self, bytes: u64) {
         self.heap_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+    }
+
+    /// Tells that a configuration came into force, at its start or later.
+    pub fn config_loaded(&self, at: SystemTime) {
+        self.reload_successful.set(1);
+        let seconds = at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        self.reload_success_timestamp.set(i64::try_from(seconds).unwrap_or(i64::MAX));
     }
 
     /// The gauge of connections to one endpoint.
@@ -185,6 +211,11 @@ impl Families {
                 "sluicegate_handshakes_total",
                 "Handshakes by result: accepted, or the name of the refusal",
                 &["rule", "result"],
+            ),
+            reconnects: counter(
+                "sluicegate_reconnects_total",
+                "Sessions opened within 60 s of the end of one of the same client, known by cookie or address",
+                &["rule", "by"],
             ),
             closes: counter(
                 "sluicegate_closes_total",
@@ -280,6 +311,10 @@ pub struct RuleMetrics {
     connections: IntGauge,
     /// Handshakes that became sessions.
     pub accepted: IntCounter,
+    /// Those of a client that came back, known by its sticky cookie.
+    pub reconnects_by_cookie: IntCounter,
+    /// Those of a client that came back, known by its address and User-Agent.
+    pub reconnects_by_address: IntCounter,
     /// From the client.
     pub inbound: DirectionMetrics,
     /// To the client.
@@ -374,6 +409,8 @@ impl RuleMetrics {
             name: name.to_owned(),
             connections: families.connections.with_label_values(&[name]),
             accepted: families.handshakes.with_label_values(&[name, "accepted"]),
+            reconnects_by_cookie: families.reconnects.with_label_values(&[name, "cookie"]),
+            reconnects_by_address: families.reconnects.with_label_values(&[name, "address"]),
             inbound: direction("in"),
             outbound: direction("out"),
             ping_rtt_client: families.ping_rtt.with_label_values(&[name, "client"]),
@@ -536,6 +573,7 @@ mod tests {
                 format!("sluicegate_messages_total{{direction=\"in\",rule=\"{rule}\",type=\"text\"}} 0"),
                 format!("sluicegate_messages_total{{direction=\"out\",rule=\"{rule}\",type=\"close\"}} 0"),
                 format!("sluicegate_bytes_total{{direction=\"out\",rule=\"{rule}\"}} 0"),
+                format!("sluicegate_reconnects_total{{by=\"cookie\",rule=\"{rule}\"}} 0"),
                 format!("sluicegate_slow_client_evictions_total{{rule=\"{rule}\"}} 0"),
                 format!("sluicegate_pings_unanswered_total{{rule=\"{rule}\",side=\"upstream\"}} 0"),
                 format!("sluicegate_ping_rtt_seconds_count{{rule=\"{rule}\",side=\"client\"}} 0"),

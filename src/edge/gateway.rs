@@ -18,6 +18,7 @@ use crate::policy::connection_limit::{ConnectionLimit, Enforce, Guard};
 use crate::policy::handshake_limit::HandshakeLimit;
 use crate::policy::headers::HeaderEdits;
 use crate::policy::origin::OriginPolicy;
+use crate::policy::reconnects::Reconnects;
 use crate::policy::redirect::Redirect;
 use crate::policy::rewrite::Rewrite;
 use crate::policy::route::{self, Matcher};
@@ -43,6 +44,8 @@ pub struct Gateway {
     pub registry: Arc<Registry<SessionRecord>>,
     /// Sessions of the process.
     pub sessions: Arc<ConnectionLimit>,
+    /// The clients whose sessions ended a moment ago.
+    pub reconnects: Reconnects,
     session_limit: usize,
     /// Descriptors in use: one for a connection, and one more for its upstream.
     descriptors: Arc<ConnectionLimit>,
@@ -135,6 +138,7 @@ impl Gateway {
             registry: Registry::new(),
             sessions: Arc::new(ConnectionLimit::new(None, Some(session_limit))),
             descriptors: Arc::new(ConnectionLimit::new(None, Some(descriptors))),
+            reconnects: Reconnects::new(Instant::now()),
             refusing: watch::Sender::new(false),
             hop_warned: AtomicBool::new(false),
         }

@@ -41,6 +41,19 @@ pub fn choose(rule: &Rule, upstream: &Upstream, request: &Request) -> Choice {
     Choice { preference, found }
 }
 
+/// The sticky cookie that a client has from now on: the one that it is `set`, or the one that it brought.
+pub fn client_cookie<'a>(rule: &Rule, request: &'a Request, choice: &Choice, set: Option<&'a str>) -> Option<&'a [u8]> {
+    let Some(Sticky::Cookie(cookie)) = &rule.sticky else { return None };
+    if let Some(set) = set {
+        return set.split([';', '=']).nth(1).map(str::as_bytes);
+    }
+    if choice.found == Found::Nothing {
+        return None;
+    }
+    let lines = request.head.request.headers.get_all(http::header::COOKIE).into_iter().map(|line| line.as_bytes());
+    cookie.values(lines).next()
+}
+
 /// The Set-Cookie value for a client that was given `endpoint`: when it had no cookie, one that is past half its time,
 /// or one for another endpoint.
 pub fn set_cookie(
@@ -56,7 +69,7 @@ pub fn set_cookie(
     {
         return None;
     }
-    Some(cookie.issue(&rule.name, endpoint.address(), now(), request.secure() == Some(true)))
+    Some(cookie.issue(&rule.name, endpoint.address(), now(), rand::random(), request.secure() == Some(true)))
 }
 
 /// Seconds since 1970.

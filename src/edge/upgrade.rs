@@ -32,6 +32,7 @@ use crate::metrics::SessionMark;
 use crate::policy::client_address;
 use crate::policy::connection_limit::{Denied, Enforce, Guard};
 use crate::policy::origin::Site;
+use crate::policy::reconnects;
 use crate::tunnel::registry::{Entry, Order};
 use crate::tunnel::session::{Opening, Session};
 use crate::ws::handshake;
@@ -87,7 +88,8 @@ pub async fn serve(
         Ok(asked) => asked,
         Err(refusal) => return refuse(io, refusal).await,
     };
-    if let Some(cookie) = sticky::set_cookie(&rule, &to, &request, &choice, asked.lease.endpoint()) {
+    let cookie = sticky::set_cookie(&rule, &to, &request, &choice, asked.lease.endpoint());
+    if let Some(cookie) = &cookie {
         // The value is ours, so it is always one.
         let _ = asked.answer.append_header(header::SET_COOKIE, cookie);
     }
@@ -121,6 +123,8 @@ pub async fn serve(
         return answer::end(io).await;
     };
     rule.metrics.accepted.inc();
+    let cookie = sticky::client_cookie(&rule, &request, &choice, cookie.as_deref());
+    let client = note_client(gateway, &request, &rule, cookie);
     let subprotocol = asked.answer.headers.get(header::SEC_WEBSOCKET_PROTOCOL).map(|value| kept(value.as_bytes()));
     let record = SessionRecord {
         request: record,
@@ -144,12 +148,13 @@ pub async fn serve(
         endpoint_answers: asked.lease.endpoint().answers_pings().clone(),
     });
     let held = Held { _places: places, _lease: asked.lease, entry, _mark: rule.metrics.session() };
-    tokio::spawn(run(session, held));
+    tokio::spawn(run(session, held, gateway.clone(), client));
 }
 
 /// A session from its 101 to its log line.
-async fn run(session: Session<TcpStream, TcpStream>, held: Held) {
+async fn run(session: Session<TcpStream, TcpStream>, held: Held, gateway: Arc<Gateway>, client: reconnects::Client) {
     let outcome = session.await;
+    gateway.reconnects.ended(&client, Instant::now());
     held.entry.live.metrics.closed(&outcome.cause);
     held.entry.live.tag.ended(&outcome);
 }
@@ -437,4 +442,16 @@ pub fn tune_client(io: &TcpStream) {
     // Both are only faster or sooner with them; a socket that does not know them works.
     let _ = socket.set_tcp_nodelay(true);
     let _ = socket.set_tcp_notsent_lowat(CLIENT_NOTSENT_LOWAT_BYTES);
+}
+
+/// Counts a client that comes back, and says who it is for the end of its session.
+fn note_client(gateway: &Gateway, request: &Request, rule: &Rule, cookie: Option<&[u8]>) -> reconnects::Client {
+    let user_agent = request.head.request.headers.get(header::USER_AGENT).map_or(&b""[..], |value| value.as_bytes());
+    let client = gateway.reconnects.client(&rule.name, cookie, request.client, user_agent);
+    match gateway.reconnects.returns(&client, Instant::now()) {
+        Some(reconnects::By::Cookie) => rule.metrics.reconnects_by_cookie.inc(),
+        Some(reconnects::By::Address) => rule.metrics.reconnects_by_address.inc(),
+        None => {}
+    }
+    client
 }

@@ -14,6 +14,7 @@ pub mod keepalive;
 pub mod message;
 pub mod origin;
 pub mod range;
+pub mod reconnects;
 pub mod redirect;
 pub mod rewrite;
 pub mod route;

@@ -260,3 +260,25 @@ fn a_rule_that_only_reports_refuses_nothing_but_broken_protocol() {
     let answer = gateway.ask(&upgrade("/ws", "Sec-WebSocket-Version: 12\r\n"));
     assert_eq!(answer.status(), 426);
 }
+
+#[test]
+fn a_client_that_comes_back_is_known_by_its_cookie_or_by_its_address() {
+    let backend = Backend::echoing();
+    let gateway = Gateway::start(&Config::to(backend.address).rule("sticky: { cookie: { name: stick } }"));
+    let agent = |name: &str| format!("User-Agent: {name}\r\n");
+    let mut client = gateway.connect_from("127.0.0.2");
+    client.send(upgrade("/ws", &agent("one")));
+    let pair = cookie(&client.answer_head()).expect("a cookie");
+    client.close();
+    gateway.wait_for_log(|line| line["event"] == "session");
+    let count = |by: &str| gateway.metric("sluicegate_reconnects_total", &[("rule", "app"), ("by", by)]);
+    assert_eq!((count("cookie"), count("address")), (0.0, 0.0));
+    // From another address, with the cookie.
+    assert_eq!(gateway.ask(&upgrade("/ws", &format!("Cookie: {pair}\r\n{}", agent("two")))).status(), 101);
+    gateway.wait_for_metric("sluicegate_reconnects_total", &[("rule", "app"), ("by", "cookie")], 1.0);
+    // From the address, without it.
+    let mut client = gateway.connect_from("127.0.0.2");
+    client.send(upgrade("/ws", &agent("one")));
+    assert_eq!(client.answer_head().status(), 101);
+    gateway.wait_for_metric("sluicegate_reconnects_total", &[("rule", "app"), ("by", "address")], 1.0);
+}
