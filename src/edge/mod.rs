@@ -13,6 +13,7 @@ pub mod listener;
 pub mod plain;
 pub mod record;
 pub mod request;
+pub mod routed;
 pub mod service;
 pub mod sticky;
 pub mod stream;

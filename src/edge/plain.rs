@@ -27,7 +27,7 @@ use super::forwarding;
 use super::head::Head;
 use super::record::PlainAnswer;
 use super::request::{Intent, Request};
-use super::service::{Routed, note_answer};
+use super::routed::{Routed, note_answer};
 use super::sticky;
 use super::stream::PrereadStream;
 use super::upstreams::{Endpoint, Lease};

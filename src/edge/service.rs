@@ -14,39 +14,12 @@ use super::head::{self, NoHead};
 use super::plain::PlainProxy;
 use super::record::{PlainAnswer, Record};
 use super::request::{Intent, Request};
-use super::sticky::{self, Choice};
+use super::routed::{Routed, note_answer};
+use super::sticky;
 use super::upgrade;
-use super::upstreams::Upstream;
 use crate::cause::Refusal;
-use crate::config::{AccessLog, WebSocketMode};
+use crate::config::WebSocketMode;
 use crate::policy::route;
-
-/// A request that goes to an upstream.
-pub struct Routed {
-    /// The request.
-    pub request: Request,
-    /// Its rule.
-    pub rule: Arc<Rule>,
-    /// Where it goes.
-    pub upstream: Arc<Upstream>,
-    /// Which endpoint it should get.
-    pub choice: Choice,
-    /// What the log will say.
-    pub record: Record,
-}
-
-/// Counts and logs the answer to a plain request.
-pub fn note_answer(log: AccessLog, rule: &Rule, record: &Record, answer: &PlainAnswer<'_>) {
-    rule.metrics.answered(answer.status, answer.duration);
-    let logged = match log {
-        AccessLog::On => true,
-        AccessLog::Errors => answer.status >= 400 || answer.broken,
-        AccessLog::Off => false,
-    };
-    if logged {
-        record.answered(answer);
-    }
-}
 
 /// What serves connections, shared by all listeners.
 pub struct Service {
@@ -79,7 +52,7 @@ impl Service {
                 Err(NoHead::Quiet) => return,
                 Err(NoHead::Refused(refusal)) => return self.refuse(&listener, io, peer, None, refusal).await,
             };
-            let request = match Request::read(head, peer, &listener, gateway) {
+            let request = match Request::read(head, peer, &listener.config, &gateway.trusted_proxies) {
                 Ok(request) => request,
                 Err(unread) => {
                     let mut record = Record::of_head(&listener.name, peer, &unread.head);

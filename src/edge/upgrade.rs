@@ -22,7 +22,7 @@ use super::forwarding;
 use super::gateway::{Gateway, ListenerState, Rule};
 use super::record::{Record, SessionRecord, kept};
 use super::request::Request;
-use super::service::Routed;
+use super::routed::Routed;
 use super::sticky::{self, Choice};
 use super::stream::PrereadStream;
 use super::upstreams::{ConnectError, Lease, Upstream};
