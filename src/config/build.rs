@@ -82,6 +82,10 @@ pub fn build(main: &Source, rule_files: &[Source], faults: &mut Vec<ConfigFault>
     let upstream_names = all_names(raw.upstreams.iter().map(|upstream| upstream.name.as_ref()));
     let names = Names { listeners: listener_names.as_deref(), upstreams: upstream_names.as_deref() };
     let placed = rules(main, rule_files, names, raw.rule_files.is_empty(), faults);
+    if placed.is_empty() && faults.is_empty() {
+        let found = "files without a rule";
+        faults.push(main.fault(&root.key("rule_files"), found, "at least one rule, here or in the files"));
+    }
     if !faults.is_empty() {
         return None;
     }

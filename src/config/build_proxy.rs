@@ -207,3 +207,232 @@ fn written<T>(
 fn or_faults<T>(policy: &'static str, built: Result<T, Vec<Fault>>, found: &mut Found) -> Option<T> {
     built.map_err(|faults| found.extend(faults.into_iter().map(|fault| (policy, fault)))).ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{AccessLog, Action, Balance, Loaded, Rule, Text, parse};
+
+    const FRONT: &str = "listeners: [{ name: public, bind: \"127.0.0.1:0\", hosts: [a.example] }]\n";
+    const UPSTREAMS: &str = "upstreams: [{ name: chat, endpoints: [\"127.0.0.1:9001\"] }]\n";
+
+    /// Files with these contents, and a configuration beside them.
+    fn read(files: &[(&str, &[u8])], text: &str) -> Result<Loaded, Vec<String>> {
+        let folder = tempfile::tempdir().expect("a folder");
+        for (name, bytes) in files {
+            std::fs::write(folder.path().join(name), bytes).expect("written");
+        }
+        let name = folder.path().join("a.yaml").display().to_string();
+        let upstreams = if text.contains("upstreams:") { "" } else { UPSTREAMS };
+        let text = format!("{FRONT}{upstreams}{text}");
+        parse(Text { name: &name, text: &text }, &[], &|_| None).map_err(|faults| {
+            let start = format!("{}/", folder.path().display());
+            faults.iter().map(|fault| fault.to_string().trim_start_matches(&start).to_owned()).collect()
+        })
+    }
+
+    fn rule(keys: &str) -> Rule {
+        let loaded = read(&[("a.key", b"0123456789abcdef\r\n"), ("page.html", b"<p>")], &rules(keys));
+        loaded.unwrap_or_else(|faults| panic!("{faults:#?}")).config.rules.remove(0)
+    }
+
+    fn rules(keys: &str) -> String {
+        format!("rules:\n  - {{ name: r, {keys} }}\n")
+    }
+
+    fn faults(files: &[(&str, &[u8])], text: &str) -> Vec<String> {
+        read(files, text).map(|loaded| loaded.config.rules.len()).expect_err("faults")
+    }
+
+    #[test]
+    fn a_rule_has_exactly_one_action() {
+        assert!(matches!(rule("upstream: chat").action, Action::Upstream(0)));
+        let Action::Redirect(redirect) = rule("redirect: { to: \"https://{host}{path}\" }").action else { panic!() };
+        assert_eq!((redirect.status(), redirect.location("a", "/b?c").as_str()), (308, "https://a/b"));
+        let Action::Respond(respond) = rule("respond: { status: 503, body_file: page.html }").action else { panic!() };
+        let expected = Respond { status: 503, body: "<p>".into(), content_type: "text/html; charset=utf-8".to_owned() };
+        assert_eq!(respond, expected);
+        let Action::Respond(respond) = rule("respond: { status: 204 }").action else { panic!() };
+        assert_eq!((respond.body.len(), respond.content_type.as_str()), (0, TEXT));
+
+        let found = faults(&[], &rules("upstream: chat, respond: { status: 200 }"));
+        assert_eq!(
+            found,
+            ["a.yaml:4: rules[0].respond: this beside `upstream`; allowed: only one of `upstream`, `redirect` and \
+              `respond`"]
+        );
+        let found = faults(&[], &rules("websocket: deny"));
+        assert_eq!(
+            found,
+            ["a.yaml:4: rules[0].upstream: this key is missing; allowed: one of `upstream`, `redirect` and `respond`"]
+        );
+        // What has a fault of its own is not missing.
+        let found = faults(&[], &rules("redirect: \"${NONE}\""));
+        assert!(found.len() == 1 && found[0].contains("rules[0].redirect: the environment has no"), "{found:#?}");
+        let found = faults(&[], "defaults: { respond: { status: 200 } }\n");
+        assert!(found[0].contains("defaults.respond: unknown key"), "{found:#?}");
+    }
+
+    #[test]
+    fn actions_say_what_is_wrong_with_them() {
+        let large = vec![b'x'; MAX_RESPOND_BYTES + 1];
+        let text = "rules:
+  - { name: a, redirect: { to: \"ftp://{hots}\", status: 304 } }
+  - { name: b, respond: { status: 600, body: x, body_file: none.html, content_type: \"a\\nb\" } }
+  - { name: c, respond: { status: 200, body_file: large } }
+  - { name: d, respond: { status: 304, body: x } }
+  - { name: e, redirect: {} }
+";
+        let found = faults(&[("large", &large)], text);
+        let expected = [
+            ":4: rules[0].redirect.status: 304; allowed: 301, 302,",
+            ":4: rules[0].redirect.to: \"ftp://{hots}\"; allowed: a target that starts with",
+            ":5: rules[1].respond.status: 600; allowed: a number from 200 to 599",
+            ":5: rules[1].respond.body: \"x\"; allowed: only one of",
+            ":5: rules[1].respond.content_type: \"a\\nb\"; allowed: a media type",
+            ":5: rules[1].respond.body_file: \"none.html\"; allowed: a file of at most 1 MiB that can be read (No such",
+            ":6: rules[2].respond.body_file: \"large\"; allowed: a file of at most 1 MiB that can be read (it is larger)",
+            ":7: rules[3].respond.status: 304; allowed: a status that has a body, or no body",
+            ":8: rules[4].redirect.to: this key is missing",
+        ];
+        for expected in expected {
+            assert!(
+                found.iter().any(|fault| fault.starts_with(&format!("a.yaml{expected}"))),
+                "{expected}\n{found:#?}"
+            );
+        }
+        assert_eq!(found.len(), expected.len(), "{found:#?}");
+    }
+
+    #[test]
+    fn policies_are_made_of_their_keys() {
+        let rule = rule(
+            "upstream: chat, enforcement: report, rewrite: { strip_prefix: /api, add_prefix: /v1 }, \
+             clients: { allow: [10.0.0.0/8] }, request_headers: { set: { X-A: b, host: c.example }, remove: [cookie] }, \
+             response_headers: { remove: [server] }, \
+             http: { response_timeout: 1s, idle_timeout: 2s, max_body_size: off }",
+        );
+        assert!(rule.report_only);
+        assert_eq!(rule.rewrite.expect("on").apply("/api/x?y"), "/v1/x?y");
+        assert!(!rule.clients.expect("on").allows("192.0.2.1".parse().expect("an address")));
+        assert_eq!((rule.request_headers.set.len(), rule.request_headers.remove.len()), (2, 1));
+        assert_eq!(rule.response_headers.remove, ["server"]);
+        let (response_timeout, idle_timeout) = (Duration::from_secs(1), Duration::from_secs(2));
+        assert_eq!(rule.http, HttpLimits { response_timeout, idle_timeout, max_body_size: None });
+    }
+
+    #[test]
+    fn policies_say_what_is_wrong_with_them() {
+        let text = "defaults:
+  request_headers: { set: { upgrade: x } }
+rules:
+  - { name: a, upstream: chat, rewrite: { strip_prefix: api }, clients: { deny: [all] } }
+  - { name: b, upstream: chat, rewrite: {}, response_headers: { remove: [content-length] } }
+  - { name: c, upstream: chat, http: { response_timeout: 2h, idle_timeout: 1ms, max_body_size: 0B } }
+  - { name: d, upstream: chat, sticky: { cookie: {}, hash: client_ip } }
+  - { name: e, upstream: chat, sticky: { hash: ip } }
+";
+        let found = faults(&[], text);
+        let expected = [
+            ":4: defaults.request_headers.set.upgrade: \"x\"; allowed: any header but",
+            ":6: rules[0].rewrite.strip_prefix: \"api\"; allowed: a path",
+            ":6: rules[0].clients.deny[0]: \"all\"; allowed: a network",
+            ":7: rules[1].rewrite: a mapping; allowed: a mapping with strip_prefix or add_prefix, or `off`",
+            ":7: rules[1].response_headers.remove[0]: \"content-length\"; allowed: any header but",
+            ":8: rules[2].http.response_timeout: \"2h\"; allowed: a duration from \"100ms\" to \"1h\"",
+            ":8: rules[2].http.idle_timeout: \"1ms\"; allowed: a duration from \"100ms\" to \"24h\"",
+            ":8: rules[2].http.max_body_size: \"0B\"; allowed: a size from",
+            ":9: rules[3].sticky.hash: \"client_ip\"; allowed: only one of `cookie` and `hash`",
+            ":10: rules[4].sticky.hash: \"ip\"; allowed: `client_ip`,",
+        ];
+        for expected in expected {
+            assert!(
+                found.iter().any(|fault| fault.starts_with(&format!("a.yaml{expected}"))),
+                "{expected}\n{found:#?}"
+            );
+        }
+        assert_eq!(found.len(), expected.len(), "{found:#?}");
+    }
+
+    #[test]
+    fn a_cookie_is_signed_with_the_secrets_of_files_or_one_of_our_own() {
+        let cookie = |keys: &str| match rule(keys).sticky {
+            Some(Sticky::Cookie(cookie)) => cookie,
+            other => panic!("{other:?}"),
+        };
+        let issued = |cookie: &StickyCookie| cookie.issue("r", "e", 1000, false);
+        let trimmed = StickyCookie::new(
+            "sluicegate",
+            Some(COOKIE_TTL.0),
+            SameSite::Lax,
+            Secure::Auto,
+            &[b"0123456789abcdef".to_vec()],
+        )
+        .expect("sound");
+        let of_file = cookie("upstream: chat, sticky: { cookie: { secret_files: [a.key] } }");
+        assert_eq!(issued(&of_file), issued(&trimmed));
+        let (one, other) = (cookie("upstream: chat, sticky: { cookie: {} }"), own_secret());
+        assert_ne!(issued(&one), issued(&of_file));
+        assert_eq!(issued(&one), issued(&cookie("upstream: chat, sticky: { cookie: {} }")), "the same until a restart");
+        assert_ne!(other, &[0; 32]);
+        let session = cookie("upstream: chat, sticky: { cookie: { ttl: session, same_site: strict, secure: on } }");
+        assert!(issued(&session).ends_with("; Path=/; HttpOnly; SameSite=Strict; Secure"), "{}", issued(&session));
+        assert!(matches!(
+            rule("upstream: chat, sticky: { hash: \"query:t\" }").sticky,
+            Some(Sticky::Hash(HashKey::Query(_)))
+        ));
+
+        let loaded = read(&[], &rules("upstream: chat, sticky: { cookie: { same_site: none, secure: off } }"));
+        let warnings: Vec<String> = loaded.expect("sound").warnings.iter().map(ToString::to_string).collect();
+        assert!(warnings.iter().any(|warning| warning.contains("rules[0].sticky.cookie: no secret_files")));
+        assert!(warnings.iter().any(|warning| warning.contains("same_site: `none` without `secure`")), "{warnings:#?}");
+        let found = faults(
+            &[("short", b"0123456789\n")],
+            &rules("upstream: chat, sticky: { cookie: { name: \"a b\", ttl: 1s, secret_files: [short, none] } }"),
+        );
+        assert!(
+            found[0].contains("sticky.cookie.secret_files[0]: \"short\"; allowed: a file of 16 to 4096"),
+            "{found:#?}"
+        );
+        assert!(found[1].contains("sticky.cookie.secret_files[1]: \"none\"; allowed: a file"), "{found:#?}");
+    }
+
+    #[test]
+    fn what_excludes_each_other_is_not_merged() {
+        let first = |text: &str| read(&[], text).expect("sound").config.rules.remove(0).sticky;
+        let hash = "defaults: { sticky: { hash: client_ip } }\n";
+        assert!(matches!(first(&format!("{hash}rules: [{{ name: r, upstream: chat }}]")), Some(Sticky::Hash(_))));
+        let cookie = format!("{hash}rules: [{{ name: r, upstream: chat, sticky: {{ cookie: {{}} }} }}]");
+        assert!(matches!(first(&cookie), Some(Sticky::Cookie(_))));
+        assert!(first(&format!("{hash}rules: [{{ name: r, upstream: chat, sticky: off }}]")).is_none());
+    }
+
+    #[test]
+    fn the_process_has_its_own_keys() {
+        let key: &[u8] = b"0123456789abcdef\n";
+        let text = "access_log: errors\nprobes: { bind: \"0.0.0.0:0\" }\n\
+                    admin: { bind: \"0.0.0.0:0\", token_file: admin.key }\n\
+                    upstreams: [{ name: chat, endpoints: [\"127.0.0.1:9001\"], balance: hash }]\n";
+        let config = read(&[("admin.key", key)], text).expect("sound").config;
+        assert_eq!((config.access_log, config.upstreams[0].balance), (AccessLog::Errors, Balance::Hash));
+        assert!(config.probes.is_some());
+        let admin = config.admin.expect("on");
+        assert!(admin.token.is_some_and(|token| token.matches(b"0123456789abcdef")));
+        for (text, expected) in [
+            ("admin: { bind: \"0.0.0.0:1\" }", "admin.bind: \"0.0.0.0:1\"; allowed: a loopback address; or"),
+            ("admin: { token_file: none }", "admin.token_file: \"none\"; allowed: a file that can be read"),
+            ("admin: { token_file: short }", "admin.token_file: a token that is short"),
+            ("probes: { bind: \"127.0.0.1:9901\" }", "probes.bind: \"127.0.0.1:9901\" again"),
+            ("probes: { bind: a }", "probes.bind: \"a\"; allowed: an IP address and port"),
+            ("probes: {}", "probes.bind: this key is missing"),
+            (
+                "probes: { bind: \"127.0.0.1:0\", prestop_token_file: x }",
+                "probes.prestop_token_file: this key is not in",
+            ),
+            ("access_log: all", "access_log: \"all\"; allowed: on, errors, off"),
+        ] {
+            let found = faults(&[("short", b"0123456789")], text);
+            assert!(found.len() == 1 && found[0].contains(expected), "{text}\n{found:#?}");
+        }
+    }
+}

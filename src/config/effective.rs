@@ -18,6 +18,12 @@ const MASK: &str = "***";
 /// Parts of names of headers whose values are secrets.
 const SECRET_HEADERS: [&str; 8] = ["auth", "cookie", "token", "secret", "password", "key", "credential", "session"];
 
+/// What stands above the file, since it cannot stand in it.
+const PREFACE: &str = "\
+# The effective configuration. Paths are absolute. Where a rule has no handshake.per_ip and no connections.per_ip, the
+# built-in ones count ({ rate: 10/s, burst: 20 } and 200), which are not enforced against hops; written, they would be.
+";
+
 /// The keys of a rule that come first, before its policies.
 const FIRST_KEYS: [&str; 5] = ["name", "match", "upstream", "redirect", "respond"];
 
@@ -35,7 +41,8 @@ impl Effective {
     pub fn yaml(&self) -> String {
         let mut value = self.0.clone();
         escape_dollars(&mut value);
-        serde_yaml::to_string(&value).unwrap_or_default()
+        // A tree of text, numbers, lists and mappings can always be written.
+        PREFACE.to_owned() + &serde_yaml::to_string(&value).unwrap_or_default()
     }
 }
 
@@ -225,6 +232,175 @@ fn escape_dollars(value: &mut Value) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{AdminBind, Config, load, simple};
+    use std::path::Path;
+
+    /// Two configurations are the same when all of them but their secrets is. Returns what that is.
+    fn same(back: &Config, config: &Config) -> String {
+        let (back, config) = (format!("{back:#?}"), format!("{config:#?}"));
+        let other = back.lines().zip(config.lines()).enumerate().find(|(_, (back, config))| back != config);
+        assert_eq!(other, None);
+        assert_eq!(back.len(), config.len());
+        config
+    }
+
+    /// Writes the effective configuration elsewhere, and loads it.
+    fn again(config: &Config) -> Config {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("effective.yaml");
+        std::fs::write(&path, config.effective.yaml()).expect("written");
+        load(&path).unwrap_or_else(|faults| panic!("{}\n{faults:#?}", config.effective.yaml())).config
+    }
+
+    fn loaded(path: &Path) -> Config {
+        load(path).unwrap_or_else(|faults| panic!("{}: {faults:#?}", path.display())).config
+    }
+
+    #[test]
+    fn every_example_comes_back_as_it_was() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let mut seen = 0;
+        for entry in std::fs::read_dir(root.join("examples")).expect("the folder") {
+            let config = loaded(&entry.expect("an entry").path());
+            same(&again(&config), &config);
+            seen += 1;
+        }
+        assert!(seen > 3, "{seen}");
+    }
+
+    #[test]
+    fn every_rule_file_comes_back_as_it_was() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let folder = tempfile::tempdir().expect("a folder");
+        let upstreams = ["default", "app", "api", "chat", "market-data", "mqtt"]
+            .map(|name| format!("  - {{ name: {name}, endpoints: [\"127.0.0.1:9001\"] }}\n"));
+        for entry in std::fs::read_dir(root.join("rules")).expect("the folder") {
+            let rules = entry.expect("an entry").path();
+            let main = format!(
+                "listeners: [{{ name: public, bind: \"127.0.0.1:0\", hosts: [a.example] }}]\nupstreams:\n{}\
+                 rule_files: [{:?}]\n",
+                upstreams.concat(),
+                rules
+            );
+            let path = folder.path().join("main.yaml");
+            std::fs::write(&path, main).expect("written");
+            let config = loaded(&path);
+            same(&again(&config), &config);
+        }
+    }
+
+    #[test]
+    fn what_no_file_said_comes_back_too() {
+        for (listen, admin) in [
+            ("127.0.0.1:0", AdminBind::Standard),
+            ("[::]:8080", AdminBind::Off),
+            ("[::1]:0", AdminBind::Address("[::1]:9000".parse().expect("an address"))),
+        ] {
+            let config = simple(listen.parse().expect("an address"), "127.0.0.1:9001", admin);
+            same(&again(&config), &config);
+        }
+    }
+
+    const FULL: &str = r##"
+listeners:
+  - name: public
+    bind: 127.0.0.1:0
+    hosts: [a.example]
+    head: { max_headers: "50" }
+    client_address: { header: cf-connecting-ip }
+admin: { bind: "0.0.0.0:0", token_file: secrets/admin.key }
+probes: { bind: "127.0.0.1:0" }
+trusted_proxies: [private]
+limits: { connections: 100 }
+upstreams:
+  - { name: chat, endpoints: ["127.0.0.1:9001"], balance: hash }
+defaults:
+  connections: { per_ip: 7 }
+  sticky: { hash: client_ip }
+  message: { rate: { messages: 90/m } }
+  response_headers: { set: { x-a: "on" }, remove: [server] }
+rule_files: ["inner/*.yaml"]
+rules:
+  - name: text
+    match: { path_regex: "/v[0-9]+$", headers: { x-app: "^a[$${]b$" } }
+    respond: { status: 503, body: "costs $${X} and $$$$5\n" }
+  - name: away
+    match: { listeners: [public], path: /old }
+    redirect: { to: "https://{host}/new" }
+    sticky: off
+  - name: chat
+    upstream: chat
+    handshake: { per_ip: { burst: 5 } }
+    keepalive: off
+    message: { rate: off }
+    enforcement: report
+    request_headers: { set: { authorization: "***", x-tenant: "${TENANT:-off}" } }
+access_log: errors
+shutdown: { delay: 1s }
+"##;
+
+    const INNER: &str = r#"
+rules:
+  - name: page
+    match: { path: /down }
+    respond: { status: 503, body_file: down.html }
+  - name: inner
+    upstream: chat
+    clients: { deny: [10.0.0.0/8] }
+    rewrite: { strip_prefix: /api }
+    sticky: { cookie: { ttl: session, same_site: none, secret_files: [../secrets/a.key, ../secrets/b.key] } }
+    http: { max_body_size: off }
+"#;
+
+    fn full() -> (tempfile::TempDir, Config) {
+        let folder = tempfile::tempdir().expect("a folder");
+        let write = |name: &str, text: &str| {
+            let path = folder.path().join(name);
+            std::fs::create_dir_all(path.parent().expect("a parent")).expect("a folder");
+            std::fs::write(path, text).expect("written");
+        };
+        for name in ["admin", "a", "b"] {
+            write(&format!("secrets/{name}.key"), &format!("{name}-very-secret-indeed\n"));
+        }
+        write("main.yaml", FULL);
+        write("inner/rules.yaml", INNER);
+        write("inner/down.html", "<p>down</p>");
+        let config = loaded(&folder.path().join("main.yaml"));
+        (folder, config)
+    }
+
+    #[test]
+    fn every_key_comes_back_as_it_was_and_from_elsewhere() {
+        let (_folder, config) = full();
+        let back = again(&config);
+        same(&back, &config);
+        assert_eq!(back.effective.yaml(), config.effective.yaml());
+        let json = config.effective.json();
+        assert_eq!(json["rules"][0]["respond"]["body"], "costs ${X} and $$5\n");
+        assert_eq!(json["rules"][2]["handshake"]["per_ip"], json!({ "rate": "10/s", "burst": 5 }));
+        assert_eq!(json["rules"][3]["respond"]["content_type"], "text/html; charset=utf-8");
+        assert_eq!(json["rules"][4]["message"]["rate"], json!({ "messages": "90/m", "bytes": "off", "burst": 3 }));
+        assert!(json["rules"][4]["sticky"].get("hash").is_none(), "the rule's own stands alone");
+        assert_eq!(json["rules"][4]["handshake"], json!({ "upstream_timeout": "10s" }), "nobody wrote a limit");
+        let body_file = json["rules"][3]["respond"]["body_file"].as_str().expect("a path");
+        assert!(Path::new(body_file).is_absolute() && body_file.ends_with("inner/down.html"), "{body_file}");
+    }
+
+    #[test]
+    fn no_secret_is_shown() {
+        let (_folder, config) = full();
+        let all = config.effective.yaml() + &same(&config, &config);
+        assert!(!all.contains("very-secret"), "{all}");
+        assert!(all.contains("secrets/a.key"));
+        let text = FULL.replace("***", "Bearer hunter2");
+        let folder = tempfile::tempdir().expect("a folder");
+        let text =
+            text.replace("token_file: secrets/admin.key", "bind: 127.0.0.1:0").replace("bind: \"0.0.0.0:0\", ", "");
+        let text = text.replace("rule_files: [\"inner/*.yaml\"]", "");
+        std::fs::write(folder.path().join("main.yaml"), text).expect("written");
+        let shown = loaded(&folder.path().join("main.yaml")).effective.yaml();
+        assert!(!shown.contains("hunter2") && shown.contains("x-tenant: off"), "{shown}");
+    }
 
     #[test]
     fn dollars_come_back_as_they_were() {

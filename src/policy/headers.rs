@@ -93,7 +93,7 @@ fn header_name(key: &str, text: &str, of: Of) -> Result<HeaderName, Fault> {
     let name = HeaderName::try_from(text).map_err(|_| fault("the name of a header, such as \"x-tenant\""))?;
     let is_ours = OURS.contains(&name.as_str());
     if is_ours || name.as_str().starts_with("sec-websocket-") || (name == "host" && of == Of::Responses) {
-        return Err(fault("a header that is of neither one hop, nor the framing of messages, nor the handshake"));
+        return Err(fault("any header but those of one hop, of the framing and of the WebSocket handshake"));
     }
     Ok(name)
 }
