@@ -3,13 +3,13 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-use crate::admin::{self, AdminState, Readiness};
-use crate::config::{Config, Shutdown};
+use crate::admin::{self, AdminState, Operator, Readiness};
+use crate::config::{self, Config, Shutdown};
 use crate::edge::gateway::{Gateway, ListenerState};
 use crate::edge::listener;
 use crate::edge::plain::PlainProxy;
@@ -42,6 +42,7 @@ pub struct App {
     service: Arc<Service>,
     readiness: Arc<Readiness>,
     shutdown: Shutdown,
+    drain_ordered: watch::Sender<bool>,
     stop: watch::Sender<bool>,
 }
 
@@ -64,6 +65,7 @@ impl App {
         let metrics = Metrics::new();
         let gateway = Arc::new(Gateway::new(&config, &metrics, descriptors));
         let (stop, stopped) = watch::channel(false);
+        let drain_ordered = watch::Sender::new(false);
         let readiness = Arc::new(Readiness::default());
         readiness.set_upstreams(gateway.upstreams.clone());
         let service = Arc::new(Service { gateway: gateway.clone(), plain: PlainProxy::new(stopped.clone()) });
@@ -75,7 +77,7 @@ impl App {
             bound.push((listener, Arc::new(state)));
         }
         let admin = match config.admin {
-            Some(address) => Some(bind_admin(address, fallback).map_err(named("admin", address))?),
+            Some(config::Admin { bind, .. }) => Some(bind_admin(bind, fallback).map_err(named("admin", bind))?),
             None => None,
         };
 
@@ -90,7 +92,14 @@ impl App {
             Some(listener) => {
                 let address = listener.local_addr()?;
                 announce("admin", address);
-                let state = AdminState { metrics: metrics.clone(), readiness: readiness.clone() };
+                let operator = Operator {
+                    token: None,
+                    sessions: gateway.registry.clone(),
+                    config: String::new(),
+                    drain: drain_ordered.clone(),
+                };
+                let state =
+                    AdminState { metrics: metrics.clone(), readiness: readiness.clone(), operator: Some(operator) };
                 tokio::spawn(admin::serve(listener, Arc::new(state), stopped.clone()));
                 Some(address)
             }
@@ -101,13 +110,20 @@ impl App {
             .field("descriptor_limit", descriptors)
             .field("session_limit", gateway.session_limit())
             .emit();
+        metrics.config_loaded(SystemTime::now());
         readiness.set_started();
         tokio::spawn({
             let (registry, metrics) = (gateway.registry.clone(), metrics.clone());
             async move { registry.sweep(SWEEP_EVERY, &metrics).await }
         });
         tokio::spawn(sweep(gateway, stopped));
-        Ok(Self { listeners, admin, service, readiness, shutdown: config.shutdown, stop })
+        Ok(Self { listeners, admin, service, readiness, shutdown: config.shutdown, drain_ordered, stop })
+    }
+
+    /// Resolves when an operator has asked for the drain.
+    pub async fn drain_ordered(&self) {
+        // The sender is ours, so the wait ends with the value.
+        let _ = self.drain_ordered.subscribe().wait_for(|ordered| *ordered).await;
     }
 
     /// Ends in good order: unready first, after `delay` nothing new, then sessions close one after the other, and what

@@ -86,6 +86,17 @@ impl Event {
         Self::at(Level::Error, name)
     }
 
+    /// Fields that are no line of the log, for [`Event::into_json`].
+    pub fn object() -> Self {
+        Self { level: Level::Debug, json: "{".to_owned() }
+    }
+
+    /// The fields as a JSON object, as they would stand in the log.
+    pub fn into_json(mut self) -> String {
+        self.json.push('}');
+        self.json
+    }
+
     fn at(level: Level, name: &'static str) -> Self {
         let mut json = String::with_capacity(512);
         json.push_str("{\"time\":\"");
@@ -100,7 +111,9 @@ impl Event {
     /// Adds a field; an `Option` that is `None` adds nothing. Text is cut at [`MAX_TEXT_BYTES`].
     pub fn field(mut self, key: &'static str, value: impl Value) -> Self {
         if value.is_present() {
-            self.json.push(',');
+            if self.json.len() > 1 {
+                self.json.push(',');
+            }
             write_text(&mut self.json, key);
             self.json.push(':');
             value.write(&mut self.json);
@@ -168,6 +181,15 @@ impl Value for std::net::IpAddr {
 impl Value for std::net::SocketAddr {
     fn write(&self, json: &mut String) {
         let _ = write!(json, "\"{self}\"");
+    }
+}
+
+impl Value for SystemTime {
+    /// In UTC, with milliseconds: RFC 3339.
+    fn write(&self, json: &mut String) {
+        json.push('"');
+        write_time(json, *self);
+        json.push('"');
     }
 }
 

@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
 use prometheus::core::Collector;
@@ -48,6 +49,8 @@ pub struct Metrics {
     upstream_healthy: IntGaugeVec,
     log_lines_dropped: IntCounter,
     resident_bytes: IntGauge,
+    reload_successful: IntGauge,
+    reload_success_timestamp: IntGauge,
     /// What `log_lines_dropped` has taken over from the log's own count.
     lines_dropped_seen: AtomicU64,
 }
@@ -56,6 +59,7 @@ pub struct Metrics {
 struct Families {
     connections: IntGaugeVec,
     handshakes: IntCounterVec,
+    reconnects: IntCounterVec,
     closes: IntCounterVec,
     messages: IntCounterVec,
     bytes: IntCounterVec,
@@ -71,6 +75,8 @@ struct Families {
     queued_bytes: IntGauge,
     socket_unsent: HistogramVec,
     retransmits: IntCounterVec,
+    http_requests: IntCounterVec,
+    http_request_seconds: HistogramVec,
 }
 
 impl Metrics {
@@ -104,6 +110,20 @@ impl Metrics {
             &registry,
             IntGauge::new("sluicegate_process_resident_bytes", "Resident memory of the process, in bytes"),
         );
+        let reload_successful = register(
+            &registry,
+            IntGauge::new(
+                "sluicegate_config_last_reload_successful",
+                "Whether the configuration that was read last is in force: 1, or 0",
+            ),
+        );
+        let reload_success_timestamp = register(
+            &registry,
+            IntGauge::new(
+                "sluicegate_config_last_reload_success_timestamp_seconds",
+                "When the configuration in force was read, in seconds since 1970",
+            ),
+        );
         let metrics = Arc::new(Self {
             registry,
             families,
@@ -113,6 +133,8 @@ impl Metrics {
             upstream_healthy,
             log_lines_dropped,
             resident_bytes,
+            reload_successful,
+            reload_success_timestamp,
             lines_dropped_seen: AtomicU64::new(0),
         });
         metrics.rule(NO_RULE);
@@ -133,6 +155,13 @@ impl Metrics {
     /// Tells how much the allocator has handed out, in bytes.
     pub fn set_heap_bytes(&self, bytes: u64) {
         self.heap_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+    }
+
+    /// Tells that a configuration came into force, at its start or later.
+    pub fn config_loaded(&self, at: SystemTime) {
+        self.reload_successful.set(1);
+        let seconds = at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        self.reload_success_timestamp.set(i64::try_from(seconds).unwrap_or(i64::MAX));
     }
 
     /// The gauge of connections to one endpoint.
@@ -182,6 +211,11 @@ impl Families {
                 "sluicegate_handshakes_total",
                 "Handshakes by result: accepted, or the name of the refusal",
                 &["rule", "result"],
+            ),
+            reconnects: counter(
+                "sluicegate_reconnects_total",
+                "Sessions opened within 60 s of the end of one of the same client, known by cookie or address",
+                &["rule", "by"],
             ),
             closes: counter(
                 "sluicegate_closes_total",
@@ -256,6 +290,17 @@ impl Families {
                 "Segments that TCP sent again, as far as seen",
                 &["side"],
             ),
+            http_requests: counter(
+                "sluicegate_http_requests_total",
+                "Plain HTTP requests that were answered, by the first digit of the status",
+                &["rule", "status_class"],
+            ),
+            http_request_seconds: histogram(
+                "sluicegate_http_request_seconds",
+                "From the end of a plain request's head to the end of its answer, in seconds",
+                &RTT_BUCKETS,
+                &["rule"],
+            ),
         }
     }
 }
@@ -266,6 +311,10 @@ pub struct RuleMetrics {
     connections: IntGauge,
     /// Handshakes that became sessions.
     pub accepted: IntCounter,
+    /// Those of a client that came back, known by its sticky cookie.
+    pub reconnects_by_cookie: IntCounter,
+    /// Those of a client that came back, known by its address and User-Agent.
+    pub reconnects_by_address: IntCounter,
     /// From the client.
     pub inbound: DirectionMetrics,
     /// To the client.
@@ -299,6 +348,8 @@ pub struct RuleMetrics {
     handshakes: IntCounterVec,
     closes: IntCounterVec,
     policy_decisions: IntCounterVec,
+    http_requests: IntCounterVec,
+    http_request_seconds: Histogram,
 }
 
 /// One of `sluicegate_connections`.
@@ -358,6 +409,8 @@ impl RuleMetrics {
             name: name.to_owned(),
             connections: families.connections.with_label_values(&[name]),
             accepted: families.handshakes.with_label_values(&[name, "accepted"]),
+            reconnects_by_cookie: families.reconnects.with_label_values(&[name, "cookie"]),
+            reconnects_by_address: families.reconnects.with_label_values(&[name, "address"]),
             inbound: direction("in"),
             outbound: direction("out"),
             ping_rtt_client: families.ping_rtt.with_label_values(&[name, "client"]),
@@ -377,6 +430,8 @@ impl RuleMetrics {
             handshakes: families.handshakes.clone(),
             closes: families.closes.clone(),
             policy_decisions: families.policy_decisions.clone(),
+            http_requests: families.http_requests.clone(),
+            http_request_seconds: families.http_request_seconds.with_label_values(&[name]),
         }
     }
 
@@ -408,6 +463,20 @@ impl RuleMetrics {
         if matches!(cause, Cause::SlowClient { .. }) {
             self.slow_evictions.inc();
         }
+    }
+
+    /// Counts a plain request that was answered with `status` after `duration`.
+    pub fn answered(&self, status: u16, duration: Duration) {
+        let class = match status / 100 {
+            1 => "1xx",
+            2 => "2xx",
+            3 => "3xx",
+            4 => "4xx",
+            5 => "5xx",
+            _ => "other",
+        };
+        self.http_requests.with_label_values(&[&self.name, class]).inc();
+        self.http_request_seconds.observe(duration.as_secs_f64());
     }
 
     /// Counts a handshake that got no tunnel, and the decision of the policy that refused it. The upstream's own
@@ -504,6 +573,7 @@ mod tests {
                 format!("sluicegate_messages_total{{direction=\"in\",rule=\"{rule}\",type=\"text\"}} 0"),
                 format!("sluicegate_messages_total{{direction=\"out\",rule=\"{rule}\",type=\"close\"}} 0"),
                 format!("sluicegate_bytes_total{{direction=\"out\",rule=\"{rule}\"}} 0"),
+                format!("sluicegate_reconnects_total{{by=\"cookie\",rule=\"{rule}\"}} 0"),
                 format!("sluicegate_slow_client_evictions_total{{rule=\"{rule}\"}} 0"),
                 format!("sluicegate_pings_unanswered_total{{rule=\"{rule}\",side=\"upstream\"}} 0"),
                 format!("sluicegate_ping_rtt_seconds_count{{rule=\"{rule}\",side=\"client\"}} 0"),

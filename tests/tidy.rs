@@ -24,7 +24,19 @@ const FLOORS: [(&str, Uses); 14] = [
     ("tunnel", Uses::Only(&["tunnel", "metrics", "events", "policy", "cause", "ws"])),
     // Floor 3: sockets and HTTP, files, operators.
     ("config", Uses::Only(&["config", "policy", "cause", "ws"])),
-    ("admin", Uses::Only(&["admin", "edge::upstreams", "metrics", "events"])),
+    (
+        "admin",
+        Uses::Only(&[
+            "admin",
+            "edge::record",
+            "edge::upstreams",
+            "tunnel::registry",
+            "metrics",
+            "events",
+            "policy::token",
+            "ws::close",
+        ]),
+    ),
     ("edge", Uses::Only(&["edge", "config", "admin", "tunnel", "metrics", "events", "policy", "cause", "ws"])),
     // Floor 4: the wiring, and the commands that are programs of their own.
     ("app", Uses::Anything),

@@ -1,10 +1,12 @@
-//! The admin listener: health, readiness and metrics for operators and their machines.
+//! The admin listener: health, readiness and metrics for machines, and control for operators; and the listener of
+//! probes, which has the first three alone.
 //!
 //! Pingora parses and writes the HTTP; the loop that accepts is ours, and so are the bounds that `ServeHttp` has not: a
 //! deadline for the head and a number of connections. A connection carries one request, which keeps both simple.
 //! `origin.rs` keeps browsers' pages out.
 
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,9 +20,11 @@ use tokio::time::timeout;
 
 use crate::metrics::Metrics;
 
+mod operator;
 mod origin;
 mod readiness;
 
+pub use operator::Operator;
 pub use readiness::Readiness;
 
 /// Connections at once; more wait in the listener's backlog.
@@ -46,6 +50,8 @@ pub struct AdminState {
     pub metrics: Arc<Metrics>,
     /// For `/readyz`.
     pub readiness: Arc<Readiness>,
+    /// For everything else. `None` on the listener of probes: it is read only, and open under any Host.
+    pub operator: Option<Operator>,
 }
 
 /// Serves until `shutdown` is true. Draining is no reason: `/readyz` has to say so meanwhile.
@@ -54,7 +60,7 @@ pub async fn serve(listener: TcpListener, state: Arc<AdminState>, mut shutdown: 
     loop {
         let next = async {
             let place = Arc::clone(&places).acquire_owned().await.map_err(io::Error::other)?;
-            Ok::<_, io::Error>((place, listener.accept().await?.0))
+            Ok::<_, io::Error>((place, listener.accept().await?))
         };
         // Both arms may lose: a place not used goes back, a connection not accepted stays in the backlog.
         let accepted = tokio::select! {
@@ -62,10 +68,10 @@ pub async fn serve(listener: TcpListener, state: Arc<AdminState>, mut shutdown: 
             _ = shutdown.wait_for(|down| *down) => return,
         };
         match accepted {
-            Ok((place, stream)) => {
+            Ok((place, (stream, peer))) => {
                 let state = Arc::clone(&state);
                 tokio::spawn(async move {
-                    answer_one(stream, &state, HEAD_TIMEOUT).await;
+                    answer_one(stream, Some(peer.ip()), &state, HEAD_TIMEOUT).await;
                     drop(place);
                 });
             }
@@ -78,10 +84,10 @@ pub async fn serve(listener: TcpListener, state: Arc<AdminState>, mut shutdown: 
 }
 
 /// Reads one request, answers it and closes the connection. A peer that breaks off is nobody's concern.
-async fn answer_one(stream: TcpStream, state: &AdminState, head_timeout: Duration) {
+async fn answer_one(stream: TcpStream, peer: Option<IpAddr>, state: &AdminState, head_timeout: Duration) {
     let mut session = ServerSession::new_http1(Box::new(Stream::from(stream)));
     let (answer, has_head) = match timeout(head_timeout, session.read_request()).await {
-        Ok(Ok(true)) => (answer(session.req_header(), state), true),
+        Ok(Ok(true)) => (answer(session.req_header(), peer, state), true),
         Ok(Ok(false)) => return,
         Ok(Err(_)) => (Answer::problem(400, "malformed_request", "malformed request"), false),
         Err(_) => (Answer::problem(408, "head_timeout", "request head not complete in time"), false),
@@ -96,8 +102,8 @@ async fn write(mut session: ServerSession, answer: Answer, has_head: bool) -> pi
     head.insert_header("content-length", answer.body.len())?;
     head.insert_header("cache-control", "no-store")?;
     head.insert_header("x-content-type-options", "nosniff")?;
-    if answer.status == 405 {
-        head.insert_header("allow", "GET")?;
+    if let Some((name, value)) = answer.header {
+        head.insert_header(name, value)?;
     }
     session.write_response_header(Box::new(head)).await?;
     session.write_response_body(Bytes::from(answer.body), true).await?;
@@ -114,38 +120,46 @@ struct Answer {
     status: u16,
     content_type: &'static str,
     body: String,
+    /// What goes with it besides.
+    header: Option<(&'static str, &'static str)>,
 }
 
 impl Answer {
+    fn new(status: u16, content_type: &'static str, body: String) -> Self {
+        Self { status, content_type, body, header: None }
+    }
+
     /// RFC 9457.
     fn problem(status: u16, kind: &str, title: &str) -> Self {
         let body = serde_json::json!({ "type": format!("urn:sluicegate:{kind}"), "title": title, "status": status });
-        Self { status, content_type: "application/problem+json", body: body.to_string() }
+        Self::new(status, "application/problem+json", body.to_string())
+    }
+
+    fn not_found() -> Self {
+        Self::problem(404, "not_found", "no such endpoint")
+    }
+
+    fn method_not_allowed(allow: &'static str) -> Self {
+        Self { header: Some(("allow", allow)), ..Self::problem(405, "method_not_allowed", "method not allowed") }
     }
 }
 
-/// The whole table of endpoints.
-fn answer(request: &RequestHeader, state: &AdminState) -> Answer {
-    if origin::is_foreign(request) {
+/// The table of what is open to all, before that of operators.
+fn answer(request: &RequestHeader, peer: Option<IpAddr>, state: &AdminState) -> Answer {
+    if state.operator.is_some() && origin::is_foreign(request) {
         return Answer::problem(403, "foreign_origin", "foreign Origin or Host");
     }
     let endpoint: fn(&AdminState) -> Answer = match request.uri.path() {
-        "/healthz" => |_| Answer { status: 200, content_type: "text/plain", body: "ok".to_owned() },
+        "/healthz" => |_| Answer::new(200, "text/plain", "ok".to_owned()),
         "/readyz" => |state| {
             let report = state.readiness.report();
-            Answer {
-                status: if report.is_ready() { 200 } else { 503 },
-                content_type: "application/json",
-                body: report.to_json(),
-            }
+            Answer::new(if report.is_ready() { 200 } else { 503 }, "application/json", report.to_json())
         },
-        "/metrics" => {
-            |state| Answer { status: 200, content_type: "text/plain; version=0.0.4", body: state.metrics.render() }
-        }
-        _ => return Answer::problem(404, "not_found", "no such endpoint"),
+        "/metrics" => |state| Answer::new(200, "text/plain; version=0.0.4", state.metrics.render()),
+        _ => return state.operator.as_ref().map_or_else(Answer::not_found, |operator| operator.answer(request, peer)),
     };
     if request.method != "GET" {
-        return Answer::problem(405, "method_not_allowed", "method not allowed");
+        return Answer::method_not_allowed("GET");
     }
     endpoint(state)
 }
@@ -163,10 +177,25 @@ mod tests {
         serving: tokio::task::JoinHandle<()>,
     }
 
+    const TOKEN: &str = "0123456789abcdef0123456789abcdef";
+
     async fn start() -> Admin {
+        start_with(Some(operator(None))).await
+    }
+
+    fn operator(token: Option<&str>) -> Operator {
+        Operator {
+            token: token.map(|token| crate::policy::token::Token::new(token).unwrap()),
+            sessions: crate::tunnel::registry::Registry::new(),
+            config: "version: 1\n".to_owned(),
+            drain: watch::Sender::new(false),
+        }
+    }
+
+    async fn start_with(operator: Option<Operator>) -> Admin {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let state = Arc::new(AdminState { metrics: Metrics::new(), readiness: Arc::default() });
+        let state = Arc::new(AdminState { metrics: Metrics::new(), readiness: Arc::default(), operator });
         let (shutdown, watch) = watch::channel(false);
         let serving = tokio::spawn(serve(listener, Arc::clone(&state), watch));
         Admin { address, state, shutdown, serving }
@@ -185,6 +214,15 @@ mod tests {
 
         async fn get(&self, path: &str) -> String {
             self.send(&format!("GET {path} HTTP/1.1\r\nHost: {}\r\n\r\n", self.address)).await
+        }
+
+        /// With these lines.
+        async fn ask(&self, method: &str, path: &str, lines: &str) -> String {
+            self.send(&format!("{method} {path} HTTP/1.1\r\nHost: {}\r\n{lines}\r\n", self.address)).await
+        }
+
+        fn is_draining(&self) -> bool {
+            *self.state.operator.as_ref().unwrap().drain.borrow()
         }
 
         /// With this Host and these lines.
@@ -279,6 +317,112 @@ mod tests {
         assert!(is(&answer, 403) && body(&answer)["title"] == "foreign Origin or Host", "{answer}");
     }
 
+    /// What is for operators: method, path and the status with all that is needed.
+    const OPERATORS: [(&str, &str, u16); 5] = [
+        ("GET", "/sessions", 200),
+        ("GET", "/config", 200),
+        ("DELETE", "/sessions/0000000000000000", 404),
+        ("DELETE", "/sessions/0000000000000000?code=1004", 400),
+        ("POST", "/drain", 202),
+    ];
+
+    #[tokio::test]
+    async fn operators_need_the_token_where_there_is_one() {
+        let admin = start_with(Some(operator(Some(TOKEN)))).await;
+        let wrong = [
+            String::new(),
+            format!("Authorization: Bearer {}\r\n", TOKEN.replace('0', "1")),
+            format!("Authorization: Basic {TOKEN}\r\n"),
+            format!("Authorization: {TOKEN}\r\n"),
+            "Authorization: Bearer\r\n".to_owned(),
+            format!("Authorization: Bearer {TOKEN}\r\nAuthorization: Bearer {TOKEN}\r\n"),
+        ];
+        for (method, path, status) in OPERATORS {
+            for lines in &wrong {
+                let answer = admin.ask(method, path, lines).await;
+                assert!(is(&answer, 401) && answer.contains("www-authenticate: Bearer\r\n"), "{lines}: {answer}");
+                assert_eq!(body(&answer)["type"], "urn:sluicegate:unauthorized");
+            }
+            assert!(!admin.is_draining());
+            let answer = admin.ask(method, path, &format!("Authorization: bearer {TOKEN}\r\n")).await;
+            assert!(is(&answer, status), "{method} {path}: {answer}");
+        }
+        assert!(admin.is_draining());
+        // What machines read stays open.
+        for path in ["/healthz", "/metrics"] {
+            assert!(is(&admin.get(path).await, 200), "{path}");
+        }
+    }
+
+    #[tokio::test]
+    async fn without_a_token_no_page_may_do_what_an_operator_may() {
+        let admin = start().await;
+        let own = format!("Origin: http://{}\r\n", admin.address);
+        for (method, path, status) in OPERATORS {
+            for lines in [
+                "Origin: http://page.example\r\n",
+                "Origin: null\r\n",
+                "Origin: http://127.0.0.1:1\r\n",
+                "Sec-Fetch-Site: cross-site\r\n",
+            ] {
+                let answer = admin.ask(method, path, lines).await;
+                assert!(is(&answer, 403), "{method} {path} {lines}: {answer}");
+            }
+            let request = format!("{method} {path} HTTP/1.1\r\nHost: rebound.example\r\n\r\n");
+            assert!(is(&admin.send(&request).await, 403), "{method} {path}");
+            assert!(!admin.is_draining());
+            for lines in ["", own.as_str()] {
+                let answer = admin.ask(method, path, lines).await;
+                assert!(is(&answer, status), "{method} {path}: {answer}");
+            }
+            let watch = &admin.state.operator.as_ref().unwrap().drain;
+            watch.send_replace(false);
+        }
+    }
+
+    #[tokio::test]
+    async fn operators_endpoints_take_one_method_each() {
+        let admin = start().await;
+        for (method, path, allow) in [
+            ("POST", "/sessions", "GET"),
+            ("GET", "/sessions/0000000000000000", "DELETE"),
+            ("GET", "/drain", "POST"),
+            ("DELETE", "/config", "GET"),
+        ] {
+            let answer = admin.ask(method, path, "").await;
+            assert!(is(&answer, 405) && answer.contains(&format!("allow: {allow}\r\n")), "{method} {path}: {answer}");
+        }
+        assert!(!admin.is_draining());
+    }
+
+    #[tokio::test]
+    async fn shows_the_configuration_and_no_sessions() {
+        let admin = start().await;
+        let answer = admin.get("/config").await;
+        assert!(answer.contains("content-type: application/yaml\r\n") && answer.ends_with("\r\n\r\nversion: 1\n"));
+        let answer = admin.get("/sessions?rule=chat&limit=1000").await;
+        assert_eq!(body(&answer), serde_json::json!({ "sessions": [], "total": 0 }), "{answer}");
+        for query in ["limit=0", "limit=1001", "limit=x", "limit=1&limit=1", "page=2"] {
+            assert!(is(&admin.get(&format!("/sessions?{query}")).await, 400), "{query}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_listener_of_probes_is_read_only_and_open_under_any_host() {
+        let admin = start_with(None).await;
+        admin.state.readiness.set_started();
+        for path in ["/healthz", "/readyz", "/metrics"] {
+            let request = format!("GET {path} HTTP/1.1\r\nHost: sluicegate.monitoring.svc:9902\r\n\r\n");
+            assert!(is(&admin.send(&request).await, 200), "{path}");
+        }
+        for (method, path, _) in OPERATORS {
+            for lines in [String::new(), format!("Authorization: Bearer {TOKEN}\r\n")] {
+                let answer = admin.ask(method, path, &lines).await;
+                assert!(is(&answer, 404), "{method} {path}: {answer}");
+            }
+        }
+    }
+
     #[tokio::test]
     async fn answers_what_is_no_http_and_goes_on() {
         let admin = start().await;
@@ -293,8 +437,8 @@ mod tests {
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         client.write_all(b"GET /healthz HT").await.unwrap();
         let (stream, _) = listener.accept().await.unwrap();
-        let state = AdminState { metrics: Metrics::new(), readiness: Arc::default() };
-        answer_one(stream, &state, Duration::from_millis(20)).await;
+        let state = AdminState { metrics: Metrics::new(), readiness: Arc::default(), operator: None };
+        answer_one(stream, None, &state, Duration::from_millis(20)).await;
         let mut answer = String::new();
         timeout(Duration::from_secs(5), client.read_to_string(&mut answer)).await.expect("it is closed").unwrap();
         assert!(is(&answer, 408), "{answer}");

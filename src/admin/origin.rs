@@ -1,7 +1,8 @@
 //! Keeps browsers' pages away from the admin listener.
 //!
 //! A page can make a browser send requests to a loopback address, under a name of its own that it lets resolve to it
-//! (DNS rebinding). Its requests name that Host, or an Origin that is not ours.
+//! (DNS rebinding). Its requests name that Host, or an Origin that is not ours, or the browser says that they come from
+//! another site.
 
 use std::net::IpAddr;
 
@@ -9,7 +10,7 @@ use http::uri::Authority;
 use pingora::http::RequestHeader;
 
 /// Whether the request comes from a page that is not ours: its Host is neither an IP literal nor localhost, or its
-/// Origin is not what its Host says. No Host at all (HTTP/1.0) is no browser's.
+/// Origin is not what its Host says, or its browser calls it cross-site. No Host at all (HTTP/1.0) is no browser's.
 pub(super) fn is_foreign(request: &RequestHeader) -> bool {
     let mut hosts =
         request.headers.get_all("host").iter().map(|host| host.to_str().ok().and_then(parse)).collect::<Vec<_>>();
@@ -17,6 +18,10 @@ pub(super) fn is_foreign(request: &RequestHeader) -> bool {
     hosts.extend(request.uri.authority().map(|authority| parse(authority.as_str())));
     let own = hosts.first().cloned().flatten();
     if hosts.iter().any(|host| host.is_none() || *host != own) {
+        return true;
+    }
+    // Fetch Metadata: a page cannot set it, and other clients than browsers do not.
+    if request.headers.get_all("sec-fetch-site").iter().any(|site| site == "cross-site") {
         return true;
     }
     let mut origins = request.headers.get_all("origin").iter();
@@ -91,5 +96,14 @@ mod tests {
         }
         assert!(foreign("/", &[host, ("origin", "http://127.0.0.1:9901"), ("origin", "http://rebound.example")]));
         assert!(foreign("/", &[("origin", "http://localhost")]), "an Origin without Host");
+    }
+
+    #[test]
+    fn what_a_browser_calls_cross_site_is_foreign() {
+        let host = ("host", "127.0.0.1:9901");
+        assert!(foreign("/", &[host, ("sec-fetch-site", "cross-site")]));
+        for site in ["none", "same-origin"] {
+            assert!(!foreign("/", &[host, ("sec-fetch-site", site)]), "{site}");
+        }
     }
 }

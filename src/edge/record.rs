@@ -4,7 +4,8 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, SystemTime};
 
 use http::header::{self, HeaderName};
 
@@ -13,6 +14,7 @@ use super::request::Request;
 use crate::cause::{Cause, Refusal};
 use crate::events::{self, Event};
 use crate::metrics::NO_RULE;
+use crate::tunnel::registry::Control;
 use crate::tunnel::session::Outcome;
 
 /// What the log says of a request, kept until its end.
@@ -30,6 +32,25 @@ pub struct Record {
     client: IpAddr,
     peer: IpAddr,
     session_id: u64,
+}
+
+/// How a plain request was answered.
+#[derive(Clone, Copy, Debug)]
+pub struct PlainAnswer<'a> {
+    /// The upstream's name; `None` when the rule answered.
+    pub upstream: Option<&'a str>,
+    /// The endpoint.
+    pub endpoint: Option<&'a str>,
+    /// The status.
+    pub status: u16,
+    /// From the end of the request's head to the end of the answer.
+    pub duration: Duration,
+    /// The bytes of the request's body.
+    pub bytes_in: usize,
+    /// The bytes of the answer's body.
+    pub bytes_out: usize,
+    /// Whether the answer broke off.
+    pub broken: bool,
 }
 
 /// What the log says of a session.
@@ -111,6 +132,25 @@ impl Record {
             .emit();
     }
 
+    /// Writes the line of what a rule that only reports would have refused.
+    pub fn would_refuse(&self, refusal: &Refusal) {
+        let row = refusal.row();
+        self.fields(Event::new("would_refuse")).field("cause", row.name).field("policy", row.policy).emit();
+    }
+
+    /// Writes the line of a plain request.
+    pub fn answered(&self, answered: &PlainAnswer<'_>) {
+        self.fields(Event::new("request"))
+            .field("upstream", answered.upstream)
+            .field("endpoint", answered.endpoint)
+            .field("status", answered.status)
+            .field("duration_seconds", answered.duration.as_secs_f64())
+            .field("bytes_in", answered.bytes_in)
+            .field("bytes_out", answered.bytes_out)
+            .field("cause", answered.broken.then_some("broken_off"))
+            .emit();
+    }
+
     fn fields(&self, event: Event) -> Event {
         event
             .field("listener", &*self.listener)
@@ -123,7 +163,7 @@ impl Record {
             .field("origin", self.origin.as_deref())
             .field("user_agent", self.user_agent.as_deref())
             .field("protocol", "h1")
-            .field("session_id", format!("{:016x}", self.session_id))
+            .field("session_id", session_id(self.session_id))
             .field("request_id", self.request_id.as_deref())
             .field("traceparent", self.traceparent.as_deref())
     }
@@ -141,18 +181,65 @@ fn path_of(target: &[u8]) -> &[u8] {
     &target[path..]
 }
 
+/// A session's number as the log writes it.
+fn session_id(id: u64) -> String {
+    format!("{id:016x}")
+}
+
 impl SessionRecord {
-    /// Writes the line of a session.
-    pub fn ended(&self, outcome: &Outcome) {
-        let row = outcome.cause.row();
-        let stats = &outcome.stats;
-        self.request
-            .fields(Event::new("session"))
+    /// The session's number, which [`SessionRecord::parse_id`] reads from what the log writes.
+    pub fn id(&self) -> u64 {
+        self.request.session_id
+    }
+
+    /// Reads a `session_id` of the log.
+    pub fn parse_id(text: &str) -> Option<u64> {
+        u64::from_str_radix(text, 16).ok().filter(|id| session_id(*id) == text)
+    }
+
+    /// The name of the session's rule.
+    pub fn rule(&self) -> &str {
+        self.request.rule.as_deref().unwrap_or(NO_RULE)
+    }
+
+    /// What the log will say of the session as far as it is known, and what it has carried so far: a JSON object.
+    pub fn live(&self, control: &Control, now: SystemTime) -> String {
+        let counts = &control.counts;
+        let [messages_in, messages_out, bytes_in, bytes_out, pending_out, pending_in] = [
+            &counts.messages_in,
+            &counts.messages_out,
+            &counts.bytes_in,
+            &counts.bytes_out,
+            &control.pending_bytes[0],
+            &control.pending_bytes[1],
+        ]
+        .map(|count| count.load(Ordering::Relaxed));
+        self.handshake_fields(self.request.fields(Event::object()))
+            .field("started", self.started)
+            .field("age_seconds", now.duration_since(self.started).unwrap_or_default().as_secs_f64())
+            .field("messages_in", messages_in)
+            .field("messages_out", messages_out)
+            .field("bytes_in", bytes_in)
+            .field("bytes_out", bytes_out)
+            .field("pending_bytes_in", pending_in)
+            .field("pending_bytes_out", pending_out)
+            .into_json()
+    }
+
+    fn handshake_fields(&self, event: Event) -> Event {
+        event
             .field("upstream", &*self.upstream)
             .field("endpoint", &*self.endpoint)
             .field("status", 101u16)
             .field("subprotocol", self.subprotocol.as_deref())
             .field("compression", "off")
+    }
+
+    /// Writes the line of a session.
+    pub fn ended(&self, outcome: &Outcome) {
+        let row = outcome.cause.row();
+        let stats = &outcome.stats;
+        self.handshake_fields(self.request.fields(Event::new("session")))
             .field("duration_seconds", outcome.duration.as_secs_f64())
             .field("messages_in", stats.inbound.messages)
             .field("messages_out", stats.outbound.messages)

@@ -5,16 +5,22 @@
 #![cfg_attr(not(test), warn(clippy::expect_used, clippy::panic, clippy::unwrap_used))]
 
 pub mod client_address;
+pub mod clients;
 pub mod connection_limit;
 pub mod gcra;
 pub mod handshake_limit;
+pub mod headers;
 pub mod keepalive;
 pub mod message;
 pub mod origin;
 pub mod range;
+pub mod reconnects;
+pub mod redirect;
+pub mod rewrite;
 pub mod route;
 pub mod slow_client;
 pub mod stickiness;
+pub mod token;
 
 /// A setting that a policy's constructor does not accept.
 #[derive(Clone, Debug, PartialEq, Eq)]

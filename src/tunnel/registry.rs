@@ -197,6 +197,11 @@ impl<T> Registry<T> {
         sessions.into_iter().map(|(_, live)| live).collect()
     }
 
+    /// The session whose tag is the one looked for.
+    pub fn find(&self, is_it: impl Fn(&T) -> bool) -> Option<Arc<Live<T>>> {
+        self.shards.iter().find_map(|shard| shard.lock().values().find(|live| is_it(&live.tag)).cloned())
+    }
+
     /// Looks at every session once in `every`, a shard at a time, for ever.
     pub async fn sweep(&self, every: Duration, metrics: &Metrics) {
         let pause = every / SHARDS as u32;

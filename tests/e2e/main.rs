@@ -4,6 +4,7 @@
 //! a broken gateway reaches.
 
 mod commands;
+mod features;
 mod forwarding;
 mod heads;
 mod limits;
