@@ -9,7 +9,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use crate::admin::{self, AdminState, Operator, Readiness};
-use crate::config::{Config, Shutdown};
+use crate::config::{self, Config, Shutdown};
 use crate::edge::gateway::{Gateway, ListenerState};
 use crate::edge::listener;
 use crate::edge::plain::PlainProxy;
@@ -76,8 +76,12 @@ impl App {
             let state = ListenerState { name: config.name.as_str().into(), config };
             bound.push((listener, Arc::new(state)));
         }
-        let admin = match config.admin {
-            Some(address) => Some(bind_admin(address, fallback).map_err(named("admin", address))?),
+        let admin = match &config.admin {
+            Some(config::Admin { bind, .. }) => Some(bind_admin(*bind, fallback).map_err(named("admin", *bind))?),
+            None => None,
+        };
+        let probes = match config.probes {
+            Some(bind) => Some(listener::bind(bind).map_err(named("probes", bind))?),
             None => None,
         };
 
@@ -88,23 +92,22 @@ impl App {
             listeners.push((state.config.name.clone(), address));
             tokio::spawn(listener::accept(listener, state, service.clone(), stopped.clone()));
         }
-        let admin = match admin {
-            Some(listener) => {
-                let address = listener.local_addr()?;
-                announce("admin", address);
-                let operator = Operator {
-                    token: None,
-                    sessions: gateway.registry.clone(),
-                    config: String::new(),
-                    drain: drain_ordered.clone(),
-                };
-                let state =
-                    AdminState { metrics: metrics.clone(), readiness: readiness.clone(), operator: Some(operator) };
-                tokio::spawn(admin::serve(listener, Arc::new(state), stopped.clone()));
-                Some(address)
-            }
-            None => None,
+        let operator = Operator {
+            token: config.admin.and_then(|admin| admin.token),
+            sessions: gateway.registry.clone(),
+            config: config.effective.yaml(),
+            drain: drain_ordered.clone(),
         };
+        let serve_admin = |name: &str, listener: Option<TcpListener>, operator: Option<Operator>| {
+            let Some(listener) = listener else { return Ok::<_, io::Error>(None) };
+            let address = listener.local_addr()?;
+            announce(name, address);
+            let state = AdminState { metrics: metrics.clone(), readiness: readiness.clone(), operator };
+            tokio::spawn(admin::serve(listener, Arc::new(state), stopped.clone()));
+            Ok(Some(address))
+        };
+        let admin = serve_admin("admin", admin, Some(operator))?;
+        serve_admin("probes", probes, None)?;
         Event::new("started")
             .field("version", env!("CARGO_PKG_VERSION"))
             .field("descriptor_limit", descriptors)

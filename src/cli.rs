@@ -70,6 +70,14 @@ enum Command {
         #[arg(long)]
         host: bool,
     },
+    /// Print the effective configuration: rule files, variables and defaults resolved, secrets masked. A file again.
+    Config {
+        /// The configuration file.
+        #[arg(short, long, value_name = "FILE")]
+        config: PathBuf,
+    },
+    /// Print the JSON Schema of both kinds of file, for editors.
+    Schema,
     /// Start a sample backend, the gateway in front of it, and a page to try it.
     Demo {
         /// End by itself after so long, such as 30s.
@@ -88,6 +96,14 @@ pub fn main() -> ExitCode {
     let level = if cli.debug { log::LevelFilter::Debug } else { log::LevelFilter::Info };
     match cli.command {
         Command::Check { config, host } => check(&config, host),
+        Command::Config { config } => match config::load(&config) {
+            Ok(Loaded { config, warnings }) => {
+                warn(&warnings);
+                print(&config.effective.yaml())
+            }
+            Err(faults) => report(&faults),
+        },
+        Command::Schema => print(&format!("{:#}\n", config::schema())),
         Command::Run { config: Some(file), .. } => match config::load(&file) {
             Ok(loaded) => {
                 events::init(format, level);
@@ -179,9 +195,7 @@ fn check(file: &Path, look_at_host: bool) -> ExitCode {
     let (config, summary) = match checked {
         Checked::Main(loaded) => {
             let Loaded { config, warnings } = *loaded;
-            for warning in &warnings {
-                eprintln!("warning: {warning}");
-            }
+            warn(&warnings);
             let summary = format!("{} listener(s), {} rule(s)", config.listeners.len(), config.rules.len());
             (Some(config), summary)
         }
@@ -204,6 +218,22 @@ fn warn_of_host(config: Option<&Config>) {
     }
     for setting in host::unread(&host) {
         eprintln!("warning: host: {setting}: cannot be read here, so it was not checked");
+    }
+}
+
+fn warn(warnings: &[config::Warning]) {
+    for warning in warnings {
+        eprintln!("warning: {warning}");
+    }
+}
+
+/// Writes to standard output; who closed it has seen enough.
+fn print(text: &str) -> ExitCode {
+    use std::io::Write as _;
+    match std::io::stdout().lock().write_all(text.as_bytes()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(error) => fail(&format!("cannot write: {error}")),
     }
 }
 
@@ -242,7 +272,9 @@ fn parse_admin(text: &str) -> Result<AdminBind, String> {
     }
     let address: SocketAddr = text.parse().map_err(|_| "use an address such as 127.0.0.1:9901, or off".to_owned())?;
     if !address.ip().is_loopback() {
-        return Err("beyond loopback the admin endpoint needs a token, which is not in this version".to_owned());
+        return Err(
+            "beyond loopback the admin endpoint needs a token: write a file, with `admin.token_file`".to_owned()
+        );
     }
     Ok(AdminBind::Address(address))
 }
@@ -276,6 +308,7 @@ mod tests {
         let parse = |args: &str| Cli::try_parse_from(args.split(' ')).is_ok();
         assert!(parse("sluicegate run -c file.yaml"));
         assert!(parse("sluicegate check -c file.yaml --host"));
+        assert!(parse("sluicegate config -c file.yaml") && parse("sluicegate schema"));
         assert!(parse("sluicegate run --listen 127.0.0.1:8080 --to http://127.0.0.1:3000"));
         assert!(parse("sluicegate run --listen 127.0.0.1:8080 --to http://127.0.0.1:3000 --admin off"));
         assert!(!parse("sluicegate run"));

@@ -122,6 +122,12 @@ fn no_key_is_there_that_does_not_exist() {
 #[test]
 fn every_example_is_sound() {
     let manual = manual();
+    // The files that examples name.
+    let folder = tempfile::tempdir().expect("a folder");
+    for file in ["sticky-new.key", "sticky-old.key", "admin.key"] {
+        std::fs::write(folder.path().join(file), "0123456789abcdef0123456789abcdef\n").expect("a secret");
+    }
+    let name = folder.path().join("example").display().to_string();
     let environment = |name: &str| (name == "APP_PORT").then(|| "9001".to_owned());
     let mut seen = 0;
     for (at, block) in manual.split("\n```").enumerate().filter(|(at, _)| at % 2 == 1) {
@@ -133,14 +139,14 @@ fn every_example_is_sound() {
         let parsed = |text: &str| -> Vec<ConfigFault> {
             let front = complete(text, "listeners", LISTENERS) + &complete(text, "upstreams", UPSTREAMS);
             let text = format!("{text}\n{front}");
-            config::parse(Text { name: "example", text: &text }, &[], &environment).err().unwrap_or_default()
+            config::parse(Text { name: &name, text: &text }, &[], &environment).err().unwrap_or_default()
         };
         let faults = match info {
             "yaml main" => parsed(text),
             "yaml rule" => {
                 parsed(&(RULE.to_owned() + &text.lines().map(|line| format!("    {line}\n")).collect::<String>()))
             }
-            "yaml rules" => config::check_rules(Text { name: "example", text }, &environment).err().unwrap_or_default(),
+            "yaml rules" => config::check_rules(Text { name: &name, text }, &environment).err().unwrap_or_default(),
             info => {
                 assert!(!info.starts_with("yaml"), "block {at}: `{info}` is none of main, rules and rule");
                 continue;

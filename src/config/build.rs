@@ -7,25 +7,29 @@ use std::time::Duration;
 use http::HeaderName;
 use serde_json::Value;
 
-use super::build_rule::{self, Names, Place, merge};
+use super::build_rule::{self, Names, Place, merge_rule};
+
 use super::fault::{ConfigFault, Warning};
 use super::key_path::KeyPath;
-use super::model::{Balance, Config, HeadLimits, Limits, Listener, Rule, Shutdown, Upstream};
-use super::ranges;
+use super::model::{AccessLog, Admin, Balance, Config, HeadLimits, Limits, Listener, Rule, Shutdown, Upstream};
 use super::raw::{
-    OrOff, RawAddressList, RawAdmin, RawBalance, RawClientAddress, RawHead, RawListener, RawMain, RawShutdown,
-    RawUpstream,
+    OrOff, RawAccessLog, RawAddressList, RawAdmin, RawBalance, RawClientAddress, RawHead, RawListener, RawMain,
+    RawProbes, RawShutdown, RawUpstream,
 };
 use super::raw_rule::RawRule;
 use super::units::{Count, Size, Span};
-use super::warnings;
 use super::yaml::Source;
+use super::{effective, files, ranges, warnings};
 use crate::policy::client_address::{Source as AddressSource, TrustedProxies};
 use crate::policy::route::{parse_authority, parse_hosts};
+use crate::policy::token::Token;
 use crate::policy::{Fault, range};
 
 /// Where the admin endpoints are when the file says nothing.
 pub const DEFAULT_ADMIN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9901);
+
+/// Stands in for an address with a fault.
+const ANY_PORT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
 const HEAD_TIMEOUT: Span = Span(Duration::from_secs(10));
 const HEAD_BYTES: Size = Size(32 << 10);
@@ -38,8 +42,11 @@ const SHUTDOWN_SPREAD: Span = Span(Duration::from_secs(15));
 /// The longest name of a listener, upstream or rule, in bytes; it is a label of every metric.
 const MAX_NAME_BYTES: usize = 63;
 
+/// What a rule can do with a request, one of them.
+const ACTIONS: [&str; 3] = ["upstream", "redirect", "respond"];
+
 /// A rule with the place that it is written in.
-type PlacedRule<'a> = (Rule, &'a Source, KeyPath);
+pub type PlacedRule<'a> = (Rule, &'a Source, KeyPath);
 
 /// Makes a configuration of a main file and its rule files, whose shapes were checked.
 ///
@@ -57,6 +64,8 @@ pub fn build(main: &Source, rule_files: &[Source], faults: &mut Vec<ConfigFault>
     let listeners = listeners(&raw.listeners, &mut report);
     let upstreams = upstreams(&raw.upstreams, &mut report);
     let admin = admin(raw.admin.as_ref(), &mut report);
+    let probes = raw.probes.as_ref().and_then(OrOff::on).and_then(|raw| probes(raw, &mut report));
+    binds_once(&listeners, admin.as_ref(), probes, &mut report);
     let trusted_proxies = TrustedProxies::new(&raw.trusted_proxies);
     let trusted_proxies = trusted_proxies.unwrap_or_else(|list| {
         report.extend(&root.key("trusted_proxies"), list);
@@ -73,13 +82,24 @@ pub fn build(main: &Source, rule_files: &[Source], faults: &mut Vec<ConfigFault>
     let upstream_names = all_names(raw.upstreams.iter().map(|upstream| upstream.name.as_ref()));
     let names = Names { listeners: listener_names.as_deref(), upstreams: upstream_names.as_deref() };
     let placed = rules(main, rule_files, names, raw.rule_files.is_empty(), faults);
+    if placed.is_empty() && faults.is_empty() {
+        let found = "files without a rule";
+        faults.push(main.fault(&root.key("rule_files"), found, "at least one rule, here or in the files"));
+    }
     if !faults.is_empty() {
         return None;
     }
     let limits = Limits { connections: connections.map(ranges::to_usize) };
+    let access_log = match raw.access_log {
+        None | Some(RawAccessLog::On) => AccessLog::On,
+        Some(RawAccessLog::Errors) => AccessLog::Errors,
+        Some(RawAccessLog::Off) => AccessLog::Off,
+    };
+    let effective = effective::build(main, &placed);
     let places: Vec<(&Source, KeyPath)> = placed.iter().map(|(_, source, path)| (*source, path.clone())).collect();
     let rules = placed.into_iter().map(|(rule, ..)| rule).collect();
-    let config = Config { listeners, admin, trusted_proxies, limits, upstreams, rules, shutdown };
+    let config =
+        Config { listeners, admin, probes, trusted_proxies, limits, upstreams, rules, shutdown, access_log, effective };
     let warnings = warnings::all(&config, main, &places);
     Some((config, warnings))
 }
@@ -135,7 +155,7 @@ fn listeners(raw: &[RawListener], report: &mut Report<'_>) -> Vec<Listener> {
         let base = KeyPath::default().key("listeners").index(index);
         let name = report.name(&base, raw.name.as_ref(), &mut names);
         let bind = raw.bind.as_deref().and_then(|text| address("bind", text, report, &base));
-        let bind = bind.unwrap_or(DEFAULT_ADMIN);
+        let bind = bind.unwrap_or(ANY_PORT);
         let line = report.source.line(&base.key("bind"));
         if raw.bind.is_some()
             && bind.port() != 0
@@ -188,12 +208,6 @@ fn head(raw: &RawHead, base: &KeyPath, report: &mut Report<'_>) -> HeadLimits {
     HeadLimits { timeout, max_bytes: ranges::to_usize(Count(max_bytes)), max_headers: ranges::to_usize(max_headers) }
 }
 
-/// The limits of a head when nothing is written.
-pub fn default_head() -> HeadLimits {
-    let (max_bytes, max_headers) = (ranges::to_usize(Count(HEAD_BYTES.0)), ranges::to_usize(HEAD_HEADERS));
-    HeadLimits { timeout: HEAD_TIMEOUT.0, max_bytes, max_headers }
-}
-
 fn upstreams(raw: &[RawUpstream], report: &mut Report<'_>) -> Vec<Upstream> {
     let mut names = HashMap::new();
     let mut upstreams = Vec::with_capacity(raw.len());
@@ -212,20 +226,11 @@ fn upstreams(raw: &[RawUpstream], report: &mut Report<'_>) -> Vec<Upstream> {
         let balance = match raw.balance {
             None | Some(RawBalance::LeastConnections) => Balance::LeastConnections,
             Some(RawBalance::RoundRobin) => Balance::RoundRobin,
+            Some(RawBalance::Hash) => Balance::Hash,
         };
         upstreams.push(Upstream { name, endpoints: raw.endpoints.clone(), balance, connect_timeout });
     }
     upstreams
-}
-
-/// An upstream with defaults.
-pub fn default_upstream(endpoint: &str) -> Upstream {
-    Upstream {
-        name: "default".to_owned(),
-        endpoints: vec![endpoint.to_owned()],
-        balance: Balance::LeastConnections,
-        connect_timeout: CONNECT_TIMEOUT.0,
-    }
 }
 
 /// Whether text names an endpoint: `host:port`, `[IPv6]:port`.
@@ -243,16 +248,47 @@ pub fn check_endpoint(text: &str) -> Result<(), Fault> {
     }
 }
 
-fn admin(raw: Option<&OrOff<RawAdmin>>, report: &mut Report<'_>) -> Option<SocketAddr> {
-    let Some(raw) = raw else { return Some(DEFAULT_ADMIN) };
+fn admin(raw: Option<&OrOff<RawAdmin>>, report: &mut Report<'_>) -> Option<Admin> {
+    let Some(raw) = raw else { return Some(Admin { bind: DEFAULT_ADMIN, token: None }) };
     let base = KeyPath::default().key("admin");
-    let Some(text) = raw.on()?.bind.as_deref() else { return Some(DEFAULT_ADMIN) };
-    let bind = address("bind", text, report, &base)?;
-    if !bind.ip().is_loopback() {
-        let allowed = "a loopback address: beyond it writes need a token, which is not in this version";
-        report.extend(&base, Some(Fault::new("bind", format!("{text:?}"), allowed)));
+    let raw = raw.on()?;
+    let bind = raw.bind.as_deref().map_or(Some(DEFAULT_ADMIN), |text| address("bind", text, report, &base));
+    let token = raw.token_file.as_deref().and_then(|file| token(file, report, &base));
+    let bind = bind?;
+    if !bind.ip().to_canonical().is_loopback() && !report.source.has(&base.key("token_file")) {
+        let allowed = "a loopback address; or a `token_file` beside it, so that not everybody can end sessions";
+        report.extend(&base, Some(Fault::new("bind", format!("\"{bind}\""), allowed)));
     }
-    Some(bind)
+    Some(Admin { bind, token })
+}
+
+fn token(file: &str, report: &mut Report<'_>, base: &KeyPath) -> Option<Token> {
+    let text = files::read_secret(report.source, file)
+        .and_then(|secret| String::from_utf8(secret).map_err(|_| "it is not text".to_owned()));
+    let fault = match text.map(|text| Token::new(&text)) {
+        Ok(Ok(token)) => return Some(token),
+        Ok(Err(fault)) => Fault { key: "token_file".to_owned(), ..fault },
+        Err(why) => Fault::new("token_file", format!("{file:?}"), format!("a file that can be read ({why})")),
+    };
+    report.extend(base, Some(fault));
+    None
+}
+
+fn probes(raw: &RawProbes, report: &mut Report<'_>) -> Option<SocketAddr> {
+    address("bind", raw.bind.as_deref()?, report, &KeyPath::default().key("probes"))
+}
+
+/// Faults of the admin address and that of the probes, where a listener has the same.
+fn binds_once(listeners: &[Listener], admin: Option<&Admin>, probes: Option<SocketAddr>, report: &mut Report<'_>) {
+    let mut seen: Vec<SocketAddr> = listeners.iter().map(|listener| listener.bind).collect();
+    for (key, bind) in [("admin", admin.map(|admin| admin.bind)), ("probes", probes)] {
+        let Some(bind) = bind.filter(|bind| bind.port() != 0) else { continue };
+        if seen.contains(&bind) {
+            let fault = Fault::new("bind", format!("\"{bind}\" again"), "each address once");
+            report.extend(&KeyPath::default().key(key), Some(fault));
+        }
+        seen.push(bind);
+    }
 }
 
 fn shutdown(raw: &RawShutdown, report: &mut Report<'_>) -> Shutdown {
@@ -268,11 +304,6 @@ fn shutdown(raw: &RawShutdown, report: &mut Report<'_>) -> Shutdown {
     ];
     report.extend(&KeyPath::default().key("shutdown"), faults.into_iter().flatten());
     shutdown
-}
-
-/// How the process ends when nothing is written.
-pub fn default_shutdown() -> Shutdown {
-    Shutdown { delay: SHUTDOWN_DELAY.0, drain: SHUTDOWN_DRAIN.0, spread: SHUTDOWN_SPREAD.0 }
 }
 
 /// The rules of all files in their order; the one rule of a configuration without any.
@@ -303,7 +334,8 @@ fn rules<'a>(
                     report.extend(&path, Some(Fault::new("name", found, "each name once over all files")));
                 }
             }
-            let rule = build_one(source, &path, main, &merge(defaults, rule), names, faults);
+            one_action(source, &path, faults);
+            let rule = build_one(source, &path, main, &merge_rule(defaults, rule), names, faults);
             placed.extend(rule.map(|rule| (rule, source, path)));
         }
     }
@@ -312,6 +344,22 @@ fn rules<'a>(
         placed.extend(only_rule(main, defaults, names, faults));
     }
     placed
+}
+
+/// Faults of a rule that says nothing of what is done, or several things.
+fn one_action(source: &Source, path: &KeyPath, faults: &mut Vec<ConfigFault>) {
+    let written: Vec<&str> = ACTIONS.into_iter().filter(|key| source.has(&path.key(key))).collect();
+    match written.as_slice() {
+        [] => {
+            let allowed = "one of `upstream`, `redirect` and `respond`";
+            faults.push(source.fault(&path.key("upstream"), "this key is missing", allowed));
+        }
+        [_] => {}
+        [first, others @ ..] => faults.extend(others.iter().map(|key| {
+            let allowed = "only one of `upstream`, `redirect` and `respond`";
+            source.fault(&path.key(key), format!("this beside `{first}`"), allowed)
+        })),
+    }
 }
 
 fn rule_name_fault(name: &str) -> Option<Fault> {

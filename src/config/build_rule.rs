@@ -4,18 +4,20 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use super::build_proxy;
 use super::fault::ConfigFault;
 use super::key_path::{KeyPath, shown};
-use super::model::{PerIp, Rule, WebSocketMode};
+use super::model::{Action, PerIp, Rule, WebSocketMode};
 use super::ranges;
 use super::raw::OrOff;
 use super::raw_rule::{
-    RawAllow, RawConnections, RawControlRate, RawHandshakeRate, RawKeepalive, RawMatch, RawMessage, RawMessageRate,
-    RawMissing, RawOrigin, RawRule, RawSide, RawSlowClient, RawSwitch, RawWebSocket,
+    RawAllow, RawConnections, RawControlRate, RawEnforcement, RawHandshakeRate, RawKeepalive, RawMatch, RawMessage,
+    RawMessageRate, RawMissing, RawOrigin, RawRule, RawSide, RawSlowClient, RawSwitch, RawWebSocket,
 };
 use super::shape::likely;
 use super::units::{ByteRate, Count, Rate, Size, Span};
 use super::yaml::Source;
+use crate::policy::headers::Of;
 use crate::policy::origin::{Allow, OriginPolicy};
 use crate::policy::route::{MatchSpec, Matcher, PathSpec};
 use crate::policy::{Fault, handshake_limit, keepalive, message, range, slow_client};
@@ -72,14 +74,18 @@ impl<'a> Place<'a> {
     }
 
     /// Whether the rule or `defaults` names a key.
-    fn is_written(&self, key: &str) -> bool {
+    pub fn is_written(&self, key: &str) -> bool {
         let (source, path) = self.locate(key);
         source.has(&path)
     }
 
     /// A policy's fault as one of the file, with the value as it is written there.
     fn fault(&self, policy: &str, fault: Fault) -> ConfigFault {
-        let key = if policy.is_empty() { fault.key } else { format!("{policy}.{}", fault.key) };
+        let key = match (policy, fault.key) {
+            ("", key) => key,
+            (policy, key) if key.is_empty() => policy.to_owned(),
+            (policy, key) => format!("{policy}.{key}"),
+        };
         let (source, path) = self.locate(&key);
         let found = path.value(&source.tree).map_or(fault.found, shown);
         source.fault(&path, found, fault.allowed)
@@ -101,10 +107,36 @@ pub fn merge(defaults: &Value, rule: &Value) -> Value {
     }
 }
 
+/// What `defaults` has under a rule. Of what excludes each other, the rule's own stands alone.
+pub fn merge_rule(defaults: &Value, rule: &Value) -> Value {
+    let mut merged = merge(defaults, rule);
+    for (one, other) in [("cookie", "hash"), ("hash", "cookie")] {
+        let own = rule.get("sticky");
+        if own.is_some_and(|own| own.get(one).is_some() && own.get(other).is_none())
+            && let Some(Value::Object(sticky)) = merged.get_mut("sticky")
+        {
+            sticky.shift_remove(other);
+        }
+    }
+    merged
+}
+
 /// Makes a rule. With faults there is none, or one that stands in for it.
 pub fn build(raw: RawRule, place: &Place<'_>, names: Names<'_>, faults: &mut Vec<ConfigFault>) -> Option<Rule> {
     let mut found = Found::new();
     let upstream = upstream_index(raw.upstream.as_deref(), names.upstreams, &mut found);
+    let action = match (raw.redirect, raw.respond) {
+        (Some(raw), _) => build_proxy::redirect(&raw, &mut found).map(Action::Redirect),
+        (None, Some(raw)) => build_proxy::respond(raw, place, &mut found).map(Action::Respond),
+        (None, None) => Some(Action::Upstream(upstream)),
+    };
+    let rewrite = build_proxy::rewrite(raw.rewrite, place, &mut found);
+    let clients = build_proxy::clients(raw.clients, place, &mut found);
+    let sticky = build_proxy::sticky(raw.sticky, place, &mut found);
+    let request_headers = build_proxy::headers("request_headers", Of::Requests, raw.request_headers, place, &mut found);
+    let response_headers =
+        build_proxy::headers("response_headers", Of::Responses, raw.response_headers, place, &mut found);
+    let http = build_proxy::http(&raw.http, &mut found);
     let matcher = matcher(raw.matching, names.listeners, &mut found);
     let origin = origin(raw.origin, &mut found);
     let handshake = handshake_rate(raw.handshake.per_ip, &mut found);
@@ -130,7 +162,14 @@ pub fn build(raw: RawRule, place: &Place<'_>, names: Names<'_>, faults: &mut Vec
     Some(Rule {
         name: raw.name.unwrap_or_default(),
         matcher: matcher?,
-        upstream,
+        action: action?,
+        rewrite,
+        report_only: raw.enforcement == Some(RawEnforcement::Report),
+        clients,
+        sticky,
+        request_headers,
+        response_headers,
+        http,
         websocket: match raw.websocket {
             None | Some(RawWebSocket::Allow) => WebSocketMode::Allow,
             Some(RawWebSocket::Require) => WebSocketMode::Require,
@@ -150,7 +189,7 @@ pub fn build(raw: RawRule, place: &Place<'_>, names: Names<'_>, faults: &mut Vec
 }
 
 /// Faults with the policy that each is of; the name of none is empty.
-type Found = Vec<(&'static str, Fault)>;
+pub type Found = Vec<(&'static str, Fault)>;
 
 /// A policy as a whole: `None` when it is off, its defaults when it is not written.
 fn whole<T: Default>(value: Option<OrOff<T>>) -> Option<T> {

@@ -5,12 +5,16 @@
 //! defaults). So every fault of every file is told at once.
 
 mod build;
+mod build_proxy;
 mod build_rule;
+mod effective;
 pub mod fault;
+mod files;
 mod key_path;
 pub mod model;
 mod ranges;
 mod raw;
+mod raw_proxy;
 mod raw_rule;
 mod shape;
 mod simple;
@@ -24,9 +28,14 @@ use std::collections::BTreeSet;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+pub use crate::policy::token::Token;
 pub use build::{DEFAULT_ADMIN, check_endpoint};
+pub use effective::Effective;
 pub use fault::{ConfigFault, Warning};
-pub use model::{Balance, Config, HeadLimits, Limits, Listener, PerIp, Rule, Shutdown, Upstream, WebSocketMode};
+pub use model::{
+    AccessLog, Action, Admin, Balance, Config, HeadLimits, HttpLimits, Limits, Listener, PerIp, Respond, Rule,
+    Shutdown, Sticky, Upstream, WebSocketMode,
+};
 pub use shape::schema;
 pub use simple::{AdminBind, simple};
 pub use units::parse_duration;

@@ -5,9 +5,18 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use bytes::Bytes;
+
+use super::effective::Effective;
 use crate::policy::client_address::{Source, TrustedProxies};
+use crate::policy::clients::Clients;
+use crate::policy::headers::HeaderEdits;
 use crate::policy::origin::OriginPolicy;
+use crate::policy::redirect::Redirect;
+use crate::policy::rewrite::Rewrite;
 use crate::policy::route::{HostPattern, Matcher};
+use crate::policy::stickiness::{HashKey, StickyCookie};
+use crate::policy::token::Token;
 use crate::policy::{handshake_limit, keepalive, message, slow_client};
 
 /// All of a gateway's settings.
@@ -15,8 +24,10 @@ use crate::policy::{handshake_limit, keepalive, message, slow_client};
 pub struct Config {
     /// Where clients come in; at least one, names are unique.
     pub listeners: Vec<Listener>,
-    /// Where health, metrics and control are served, a loopback address; `None` is off.
-    pub admin: Option<SocketAddr>,
+    /// Health, metrics and control; `None` is off.
+    pub admin: Option<Admin>,
+    /// Where health and metrics can be read only; `None` is off.
+    pub probes: Option<SocketAddr>,
     /// Peers that are believed when they name a client.
     pub trusted_proxies: TrustedProxies,
     /// Limits of the process.
@@ -27,6 +38,30 @@ pub struct Config {
     pub rules: Vec<Rule>,
     /// How the process ends.
     pub shutdown: Shutdown,
+    /// Which plain HTTP requests get a log line.
+    pub access_log: AccessLog,
+    /// The same as a file would say it.
+    pub effective: Effective,
+}
+
+/// Health, metrics and control.
+#[derive(Clone, Debug)]
+pub struct Admin {
+    /// Where they are served; a loopback address when there is no token.
+    pub bind: SocketAddr,
+    /// What whoever changes something must present; `None`: nothing.
+    pub token: Option<Token>,
+}
+
+/// Which plain HTTP requests get a log line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AccessLog {
+    /// All.
+    On,
+    /// Those that were answered with 400 or more, or not to the end.
+    Errors,
+    /// None.
+    Off,
 }
 
 /// Limits of the process.
@@ -82,6 +117,8 @@ pub enum Balance {
     LeastConnections,
     /// One after the other.
     RoundRobin,
+    /// By a hash of the client's address, or of what the rule says in `sticky.hash`.
+    Hash,
 }
 
 /// What is done with the requests that it matches.
@@ -91,8 +128,22 @@ pub struct Rule {
     pub name: String,
     /// Which requests it is for.
     pub matcher: Matcher,
-    /// The index of its upstream in [`Config::upstreams`].
-    pub upstream: usize,
+    /// What is done with them.
+    pub action: Action,
+    /// The path that the upstream sees; `None`: as it came.
+    pub rewrite: Option<Rewrite>,
+    /// Whether what the policies would refuse is only counted and logged.
+    pub report_only: bool,
+    /// Which client addresses are served; `None`: all.
+    pub clients: Option<Clients>,
+    /// How a client comes back to the endpoint that it had; `None` is off.
+    pub sticky: Option<Sticky>,
+    /// Headers of what goes to the upstream.
+    pub request_headers: HeaderEdits,
+    /// Headers of what goes to the client.
+    pub response_headers: HeaderEdits,
+    /// Limits of plain HTTP.
+    pub http: HttpLimits,
     /// Whether upgrades are taken.
     pub websocket: WebSocketMode,
     /// Which pages may open a WebSocket.
@@ -115,6 +166,58 @@ pub struct Rule {
     pub slow_client: Option<slow_client::Settings>,
     /// How long the closing handshake may take.
     pub close_timeout: Duration,
+}
+
+/// What is done with a request.
+#[derive(Clone, Debug)]
+pub enum Action {
+    /// It goes to the upstream at this index in [`Config::upstreams`].
+    Upstream(usize),
+    /// The client is sent elsewhere.
+    Redirect(Redirect),
+    /// It is answered here.
+    Respond(Respond),
+}
+
+impl Action {
+    /// The upstream, when it goes to one.
+    pub fn upstream(&self) -> Option<usize> {
+        match self {
+            Self::Upstream(index) => Some(*index),
+            Self::Redirect(_) | Self::Respond(_) => None,
+        }
+    }
+}
+
+/// An answer that is the same for everybody.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Respond {
+    /// Its status, 200 to 599.
+    pub status: u16,
+    /// Its body, at most 1 MiB.
+    pub body: Bytes,
+    /// The body's type.
+    pub content_type: String,
+}
+
+/// How a client comes back to the endpoint that it had.
+#[derive(Clone, Debug)]
+pub enum Sticky {
+    /// By a signed cookie.
+    Cookie(StickyCookie),
+    /// By a hash.
+    Hash(HashKey),
+}
+
+/// Limits of plain HTTP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HttpLimits {
+    /// How long the upstream may take to its response's head.
+    pub response_timeout: Duration,
+    /// How long nothing may come of a request's or response's body.
+    pub idle_timeout: Duration,
+    /// The most bytes of a request's body; `None` is off.
+    pub max_body_size: Option<u64>,
 }
 
 /// Whether a rule takes WebSocket upgrades.

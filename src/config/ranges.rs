@@ -17,6 +17,9 @@ pub const CONNECT_TIMEOUT: RangeInclusive<Duration> = millis(10, 5 * MINUTE);
 pub const UPSTREAM_TIMEOUT: RangeInclusive<Duration> = millis(100, 10 * MINUTE);
 pub const CLOSE_TIMEOUT: RangeInclusive<Duration> = millis(100, 5 * MINUTE);
 pub const IDLE_TIMEOUT: RangeInclusive<Duration> = millis(100, 30 * 24 * HOUR);
+pub const RESPONSE_TIMEOUT: RangeInclusive<Duration> = millis(100, HOUR);
+pub const HTTP_IDLE_TIMEOUT: RangeInclusive<Duration> = millis(100, 24 * HOUR);
+pub const RESPOND_STATUS: RangeInclusive<u64> = 200..=599;
 pub const SHUTDOWN_DELAY: RangeInclusive<Duration> = millis(0, HOUR);
 pub const SHUTDOWN_DRAIN: RangeInclusive<Duration> = millis(0, 24 * HOUR);
 

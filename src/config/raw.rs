@@ -26,6 +26,8 @@ pub struct RawMain {
     /// Health, metrics and control. Default: on, at 127.0.0.1:9901. `off` leaves no way to see or drain the process but
     /// signals and logs.
     pub admin: Option<OrOff<RawAdmin>>,
+    /// Health and metrics to be read only, for machines that have no token. Default `off`.
+    pub probes: Option<OrOff<RawProbes>>,
     /// Peers that are believed when they name a client or a scheme: networks (`10.0.0.0/8`), addresses, or the words
     /// `private` (loopback, private, link-local and carrier-shared addresses) and `unix`. Default: nobody. A network
     /// that clients can connect from lets each of them choose its own address, past every per-IP limit.
@@ -47,6 +49,9 @@ pub struct RawMain {
     pub rules: Vec<RawRule>,
     /// How the process ends.
     pub shutdown: RawShutdown,
+    /// Which plain HTTP requests get a log line. Default `on`. `errors`: those answered with 400 or more, or not to the
+    /// end. `off`. Sessions and refusals always have theirs.
+    pub access_log: Option<RawAccessLog>,
 }
 
 /// A file of rules.
@@ -125,8 +130,30 @@ pub struct RawAddressHeader {
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawAdmin {
-    /// A loopback address and port; port 0 takes a free one. Default 127.0.0.1:9901.
+    /// An address and port; port 0 takes a free one. Default 127.0.0.1:9901. Beyond loopback it needs `token_file`.
     pub bind: Option<String>,
+    /// A file with the token that requests which change something must bear, 16 characters at least. Default: none.
+    /// Without one whoever can reach the address can end sessions.
+    pub token_file: Option<String>,
+}
+
+/// Health and metrics, read only.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+#[schemars(extend("required" = ["bind"]))]
+pub struct RawProbes {
+    /// An address and port; port 0 takes a free one. Required. Whoever can reach it reads the names of rules, upstreams
+    /// and endpoints.
+    pub bind: Option<String>,
+}
+
+/// Which plain HTTP requests get a log line.
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum RawAccessLog {
+    On,
+    Errors,
+    Off,
 }
 
 /// Limits of the process.
@@ -148,7 +175,7 @@ pub struct RawUpstream {
     #[schemars(length(min = 1))]
     pub endpoints: Vec<String>,
     /// How an endpoint is chosen. Default: `least_connections`. `round_robin` piles sessions onto old endpoints, since
-    /// WebSockets live long.
+    /// WebSockets live long. `hash`: by the client's address, or what the rule says in `sticky.hash`.
     pub balance: Option<RawBalance>,
     /// How long a connection may take to be made. Default 5s, 10ms to 5m. Short fails on a lost packet; long keeps
     /// clients waiting for a dead endpoint.
@@ -161,6 +188,7 @@ pub struct RawUpstream {
 pub enum RawBalance {
     LeastConnections,
     RoundRobin,
+    Hash,
 }
 
 /// How the process ends.
@@ -220,10 +248,11 @@ impl<T: JsonSchema> JsonSchema for OrOff<T> {
 fn defaults_schema(generator: &mut SchemaGenerator) -> Schema {
     let mut schema = RawRule::json_schema(generator);
     if let Some(properties) = schema.get_mut("properties").and_then(serde_json::Value::as_object_mut) {
-        for key in ["name", "match", "upstream"] {
+        for key in ["name", "match", "upstream", "redirect", "respond"] {
             properties.shift_remove(key);
         }
     }
     schema.remove("required");
+    schema.remove("oneOf");
     schema
 }

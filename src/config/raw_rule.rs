@@ -6,23 +6,38 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::raw::OrOff;
+use super::raw_proxy::{RawClients, RawHeaders, RawHttp, RawRedirect, RawRespond, RawRewrite, RawSticky};
 use super::units::{ByteRate, Count, Rate, Size, Span};
 
 /// What is done with the requests that it matches.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-#[schemars(extend("required" = ["name", "upstream"]))]
+#[schemars(extend(
+    "required" = ["name"],
+    "oneOf" = [{ "required": ["upstream"] }, { "required": ["redirect"] }, { "required": ["respond"] }],
+))]
 pub struct RawRule {
     /// Its name in metrics and logs: 1 to 63 letters, digits, `_`, `.` and `-`, unique over all files. Required.
     pub name: Option<String>,
     /// Which requests it is for; every part that is written must match. Default: all.
     #[serde(rename = "match")]
     pub matching: RawMatch,
-    /// The name of the upstream that the requests go to. Required.
+    /// The name of the upstream that the requests go to. Required: this, `redirect` or `respond`, exactly one.
     pub upstream: Option<String>,
+    /// Sends the client elsewhere, instead of `upstream`.
+    pub redirect: Option<RawRedirect>,
+    /// Answers here, instead of `upstream`.
+    pub respond: Option<RawRespond>,
+    /// The path that the upstream sees. Default `off`: as the client sent it.
+    pub rewrite: Option<OrOff<RawRewrite>>,
     /// Default `allow`: WebSocket upgrades and plain HTTP. `require`: anything but an upgrade gets 426. `deny`:
     /// upgrades get 403.
     pub websocket: Option<RawWebSocket>,
+    /// Default `enforce`. `report`: what the policies would refuse is counted and logged, and served. Violations of the
+    /// protocol are always refused. A rule that reports protects nothing.
+    pub enforcement: Option<RawEnforcement>,
+    /// Which client addresses are served; any other gets 403. Default `off`: all.
+    pub clients: Option<OrOff<RawClients>>,
     /// Which pages may open a WebSocket; any other gets 403. Default `{ allow: [same_origin], missing: allow }`. Cannot
     /// be switched off: `{ allow: any }` says it, and lets every page use its visitors' cookies here.
     pub origin: RawOrigin,
@@ -46,6 +61,14 @@ pub struct RawRule {
     pub slow_client: Option<OrOff<RawSlowClient>>,
     /// How long the closing handshake may take. Default 5s, 100ms to 5m. Short cuts clients that are still sending.
     pub close_timeout: Option<Span>,
+    /// How a client comes back to the endpoint that it had. Default `off`.
+    pub sticky: Option<OrOff<RawSticky>>,
+    /// Headers of what goes to the upstream. Default `off`.
+    pub request_headers: Option<OrOff<RawHeaders>>,
+    /// Headers of what goes to the client. Default `off`.
+    pub response_headers: Option<OrOff<RawHeaders>>,
+    /// Limits of plain HTTP.
+    pub http: RawHttp,
 }
 
 /// Which requests a rule is for.
@@ -76,6 +99,14 @@ pub enum RawWebSocket {
     Allow,
     Require,
     Deny,
+}
+
+/// Whether the policies refuse.
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub enum RawEnforcement {
+    Enforce,
+    Report,
 }
 
 /// Which pages may open a WebSocket.

@@ -2,14 +2,11 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::build::{DEFAULT_ADMIN, default_head, default_shutdown, default_upstream};
-use super::build_rule::{self, Names, Place};
-use super::key_path::KeyPath;
-use super::model::{Config, Limits, Listener};
-use super::raw_rule::RawRule;
+use serde_json::json;
+
+use super::build::{DEFAULT_ADMIN, build};
+use super::model::Config;
 use super::yaml::Source;
-use crate::policy::client_address::{Source as AddressSource, TrustedProxies};
-use crate::policy::route::HostPattern;
 
 /// Where [`simple`] puts the admin endpoints.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -17,7 +14,7 @@ pub enum AdminBind {
     /// At 127.0.0.1:9901, from where the caller may move it to the next free port.
     #[default]
     Standard,
-    /// At this address. It must be a loopback address, since writes have no token in this version.
+    /// At this address. It must be a loopback address, since without a file there is no token.
     Address(SocketAddr),
     /// Nowhere.
     Off,
@@ -28,44 +25,34 @@ pub enum AdminBind {
 /// On a loopback address only loopback names are served, so that no page can reach it under a name of its own (DNS
 /// rebinding). `to_host_port` is an endpoint that [`check_endpoint`](super::check_endpoint) accepts.
 pub fn simple(listen: SocketAddr, to_host_port: &str, admin: AdminBind) -> Config {
-    let source = Source::default();
-    let place = Place { source: &source, path: &KeyPath::default(), main: &source };
-    let raw = RawRule { name: Some("default".to_owned()), ..RawRule::default() };
-    let mut faults = Vec::new();
-    let names = Names { listeners: None, upstreams: None };
-    let rule = build_rule::build(raw, &place, names, &mut faults).expect("a rule of defaults has no fault");
-    Config {
-        listeners: vec![Listener {
-            name: "public".to_owned(),
-            bind: listen,
-            hosts: listen.ip().to_canonical().is_loopback().then(|| loopback_hosts(listen.ip())),
-            head: default_head(),
-            client_address: AddressSource::XForwardedFor,
-        }],
-        admin: match admin {
-            AdminBind::Standard => Some(DEFAULT_ADMIN),
-            AdminBind::Address(address) => Some(address),
-            AdminBind::Off => None,
-        },
-        trusted_proxies: TrustedProxies::default(),
-        limits: Limits::default(),
-        upstreams: vec![default_upstream(to_host_port)],
-        rules: vec![rule],
-        shutdown: default_shutdown(),
+    let mut listener = json!({ "name": "public", "bind": listen.to_string() });
+    if listen.ip().to_canonical().is_loopback() {
+        listener["hosts"] = json!(loopback_hosts(listen.ip()));
     }
+    let admin = match admin {
+        AdminBind::Standard => json!({ "bind": DEFAULT_ADMIN.to_string() }),
+        AdminBind::Address(address) => json!({ "bind": address.to_string() }),
+        AdminBind::Off => json!("off"),
+    };
+    let tree = json!({
+        "listeners": [listener],
+        "admin": admin,
+        "upstreams": [{ "name": "default", "endpoints": [to_host_port] }],
+    });
+    let mut main = Source::default();
+    main.tree = tree;
+    let (config, _) = build(&main, &[], &mut Vec::new()).expect("these settings have no fault");
+    config
 }
 
-fn loopback_hosts(own: IpAddr) -> Vec<HostPattern> {
+fn loopback_hosts(own: IpAddr) -> Vec<String> {
     let own = match own {
         IpAddr::V4(v4) => v4.to_string(),
         IpAddr::V6(v6) => format!("[{v6}]"),
     };
-    let mut hosts = vec![HostPattern::OneLabel("localhost".to_owned())];
-    for name in ["localhost", "127.0.0.1", "[::1]", &own] {
-        let host = HostPattern::Exact(name.to_owned());
-        if !hosts.contains(&host) {
-            hosts.push(host);
-        }
+    let mut hosts: Vec<String> = ["*.localhost", "localhost", "127.0.0.1", "[::1]"].map(str::to_owned).into();
+    if !hosts.contains(&own) {
+        hosts.push(own);
     }
     hosts
 }
@@ -93,8 +80,9 @@ mod tests {
     #[test]
     fn everything_goes_to_the_one_upstream_by_the_defaults() {
         let config = simple("127.0.0.1:0".parse().expect("an address"), "127.0.0.1:9001", AdminBind::Standard);
-        assert_eq!(config.admin, Some(DEFAULT_ADMIN));
-        assert_eq!(config.upstreams[config.rules[0].upstream].endpoints, ["127.0.0.1:9001"]);
+        assert_eq!(config.admin.map(|admin| admin.bind), Some(DEFAULT_ADMIN));
+        assert_eq!(config.rules[0].action.upstream(), Some(0));
+        assert_eq!(config.upstreams[0].endpoints, ["127.0.0.1:9001"]);
         assert!(config.rules[0].handshake_per_ip.is_some_and(|limit| !limit.written));
     }
 }

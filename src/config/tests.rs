@@ -33,7 +33,8 @@ fn a_file_without_rules_takes_everything_to_the_only_upstream_by_the_defaults() 
     let loaded = read(FRONT).expect("sound");
     assert!(loaded.warnings.is_empty(), "{:?}", loaded.warnings);
     let config = loaded.config;
-    assert_eq!(config.admin, Some(DEFAULT_ADMIN));
+    assert_eq!(config.admin.map(|admin| (admin.bind, admin.token.is_some())), Some((DEFAULT_ADMIN, false)));
+    assert_eq!((config.probes, config.access_log), (None, AccessLog::On));
     assert_eq!(config.limits.connections, None);
     let head = HeadLimits { timeout: Duration::from_secs(10), max_bytes: 32768, max_headers: 100 };
     assert_eq!(config.listeners[0].head, head);
@@ -43,7 +44,12 @@ fn a_file_without_rules_takes_everything_to_the_only_upstream_by_the_defaults() 
     let seconds = Duration::from_secs;
     assert_eq!(config.shutdown, Shutdown { delay: seconds(0), drain: seconds(25), spread: seconds(15) });
     let [rule] = config.rules.as_slice() else { panic!("{:?}", config.rules) };
-    assert_eq!((rule.name.as_str(), rule.upstream, rule.websocket), ("default", 0, WebSocketMode::Allow));
+    assert_eq!((rule.name.as_str(), rule.websocket), ("default", WebSocketMode::Allow));
+    assert_eq!(rule.action.upstream(), Some(0));
+    assert!(!rule.report_only && rule.rewrite.is_none() && rule.clients.is_none() && rule.sticky.is_none());
+    assert!(rule.request_headers.is_empty() && rule.response_headers.is_empty());
+    let http = HttpLimits { response_timeout: seconds(60), idle_timeout: seconds(3600), max_body_size: Some(1 << 20) };
+    assert_eq!(rule.http, http);
     assert!(rule.origin.relies_on_same_origin());
     let rate = handshake_limit::Rate::new(10, seconds(1), 20).expect("a rate");
     let handshake = PerIp { limit: rate, written: false };
@@ -178,7 +184,7 @@ shutdown: { drain: 25 }
 ",
     );
     let expected = [
-        ":4: admin.bind: \"0.0.0.0:9901\"; allowed: a loopback address",
+        ":4: admin.bind: \"0.0.0.0:9901\"; allowed: a loopback address; or a `token_file` beside it",
         ":5: trusted_proxies[1]: \"everyone\"; allowed: a network",
         ":6: limits.connections: 0; allowed: a number from 1 to 10000000",
         ":8: defaults.close_timeout: \"1h\"; allowed: a duration from \"100ms\" to \"5m\"",

@@ -8,26 +8,12 @@ use super::yaml::Source;
 
 /// Keys by the place of the mapping that they stand in. `[]` is any index; `defaults` has those of a rule.
 const KEYS: [(&str, &[&str]); 7] = [
-    ("", &["probes", "backplane", "upgrade_socket", "access_log"]),
+    ("", &["backplane", "upgrade_socket"]),
     ("listeners[]", &["http2", "tls", "mode"]),
-    ("admin", &["token_file"]),
+    ("probes", &["prestop_token_file"]),
     ("limits", &["memory"]),
     ("upstreams[]", &["tls", "health_check", "slow_start", "admission"]),
-    (
-        "rules[]",
-        &[
-            "redirect",
-            "respond",
-            "rewrite",
-            "enforcement",
-            "clients",
-            "sticky",
-            "request_headers",
-            "response_headers",
-            "http",
-            "backplane",
-        ],
-    ),
+    ("rules[]", &["backplane"]),
     ("rules[].slow_client", &["max_queue_bytes", "max_queue_messages"]),
 ];
 
@@ -36,9 +22,9 @@ const KEYS: [(&str, &[&str]); 7] = [
 const VALUES: [(&str, &[&str], &str); 6] = [
     ("listeners[].bind", &["unix:"], "an address and port such as \"127.0.0.1:8080\""),
     ("listeners[].client_address", &["proxy_protocol"], "x_forwarded_for, forwarded, or { header: NAME }"),
-    ("admin.bind", &["unix:"], "a loopback address and port such as \"127.0.0.1:9901\""),
+    ("admin.bind", &["unix:"], "an address and port such as \"127.0.0.1:9901\""),
+    ("probes.bind", &["unix:"], "an address and port such as \"127.0.0.1:9902\""),
     ("upstreams[].endpoints[]", &["unix:"], "host:port, such as \"127.0.0.1:9001\""),
-    ("upstreams[].balance", &["hash"], "least_connections or round_robin"),
     ("rules[].compression", &["passthrough", "terminate"], "refuse"),
 ];
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::build_rule::Place;
 use super::fault::Warning;
 use super::key_path::KeyPath;
-use super::model::{Config, Rule, WebSocketMode};
+use super::model::{Config, Rule, Sticky, WebSocketMode};
 use super::yaml::Source;
 use crate::policy::client_address::Peer;
 
@@ -41,14 +41,18 @@ pub fn all(config: &Config, main: &Source, places: &[(&Source, KeyPath)]) -> Vec
         );
     }
     for (index, upstream) in config.upstreams.iter().enumerate() {
-        if !config.rules.iter().any(|rule| rule.upstream == index) {
+        if !config.rules.iter().any(|rule| rule.action.upstream() == Some(index)) {
             let message = format!("no rule uses the upstream `{}`", upstream.name);
             warn(main, &root.key("upstreams").index(index), &message);
         }
     }
     for (rule, (source, path)) in config.rules.iter().zip(places) {
         let place = Place { source, path, main };
-        for (key, message) in of_rule(rule, config) {
+        // What is answered here has no sessions and no backend.
+        if rule.action.upstream().is_none() {
+            continue;
+        }
+        for (key, message) in of_rule(rule, config).into_iter().chain(of_stickiness(rule, &place)) {
             let (source, path) = place.locate(key);
             warn(source, &path, message);
         }
@@ -70,6 +74,7 @@ fn of_rule(rule: &Rule, config: &Config) -> Vec<(&'static str, &'static str)> {
             found.push((key, message));
         }
     };
+    when(rule.report_only, "enforcement", "report: the policies of the rule count and log, and refuse nothing");
     if rule.websocket != WebSocketMode::Deny {
         when(rule.origin.is_any(), "origin.allow", "every page may open a WebSocket here with its visitors' cookies");
         when(
@@ -100,6 +105,20 @@ fn of_rule(rule: &Rule, config: &Config) -> Vec<(&'static str, &'static str)> {
     when(rule.handshake_per_ip.is_none(), "handshake.per_ip", "off: one address may open handshakes without bound");
     when(rule.connections_per_ip.is_none(), "connections.per_ip", "off: one address may take all sessions of the rule");
     when(rule.connections_total.is_none(), "connections.total", "off: the rule may take all sessions of the process");
+    found
+}
+
+fn of_stickiness(rule: &Rule, place: &Place<'_>) -> Vec<(&'static str, &'static str)> {
+    let Some(Sticky::Cookie(cookie)) = &rule.sticky else { return Vec::new() };
+    let mut found = Vec::new();
+    if !place.is_written("sticky.cookie.secret_files") {
+        let message = "no secret_files: the process makes its own secret, so its cookies outlive no restart and hold at \
+                       no other gateway";
+        found.push(("sticky.cookie", message));
+    }
+    if cookie.is_dropped() {
+        found.push(("sticky.cookie.same_site", "`none` without `secure`: browsers drop the cookie"));
+    }
     found
 }
 

@@ -85,7 +85,7 @@ impl Gateway {
             .iter()
             .map(|upstream| {
                 let balance = match upstream.balance {
-                    config::Balance::LeastConnections => upstreams::Balance::LeastConnections,
+                    config::Balance::LeastConnections | config::Balance::Hash => upstreams::Balance::LeastConnections,
                     config::Balance::RoundRobin => upstreams::Balance::RoundRobin,
                 };
                 let endpoints = upstream.endpoints.clone();
@@ -180,7 +180,7 @@ impl Rule {
         Self {
             name: rule.name.clone(),
             matcher: rule.matcher.clone(),
-            upstream: upstreams[rule.upstream].clone(),
+            upstream: upstreams[rule.action.upstream().unwrap_or_default()].clone(),
             websocket: rule.websocket,
             origin: rule.origin.clone(),
             handshakes,

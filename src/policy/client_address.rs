@@ -82,7 +82,7 @@ impl TrustedProxies {
     }
 }
 
-fn parse_network(text: &str) -> Option<IpNet> {
+pub(super) fn parse_network(text: &str) -> Option<IpNet> {
     if let Ok(address) = IpAddr::from_str(text) {
         return Some(IpNet::from(address.to_canonical()));
     }

@@ -5,14 +5,18 @@
 #![cfg_attr(not(test), warn(clippy::expect_used, clippy::panic, clippy::unwrap_used))]
 
 pub mod client_address;
+pub mod clients;
 pub mod connection_limit;
 pub mod gcra;
 pub mod handshake_limit;
+pub mod headers;
 pub mod keepalive;
 pub mod message;
 pub mod origin;
 pub mod range;
 pub mod reconnects;
+pub mod redirect;
+pub mod rewrite;
 pub mod route;
 pub mod slow_client;
 pub mod stickiness;

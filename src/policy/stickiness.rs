@@ -106,6 +106,11 @@ impl StickyCookie {
         Ok(Self { name: name.to_owned(), ttl, same_site, secure, secrets })
     }
 
+    /// Whether browsers drop the cookie: they want Secure where pages of other sites send it.
+    pub fn is_dropped(&self) -> bool {
+        self.same_site == SameSite::None && self.secure == Secure::Off
+    }
+
     /// Finds the endpoint that a client had. `cookies` are the values of its Cookie headers, `now` is in seconds since
     /// 1970, `endpoints` are the names that [`StickyCookie::issue`] gets.
     pub fn find<'a, E: AsRef<str>>(
@@ -173,7 +178,13 @@ impl StickyCookie {
 
 impl std::fmt::Debug for StickyCookie {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("StickyCookie").field("name", &self.name).field("ttl", &self.ttl).finish_non_exhaustive()
+        f.debug_struct("StickyCookie")
+            .field("name", &self.name)
+            .field("ttl", &self.ttl)
+            .field("same_site", &self.same_site)
+            .field("secure", &self.secure)
+            .field("secrets", &self.secrets.len())
+            .finish()
     }
 }
 
@@ -314,6 +325,8 @@ mod tests {
         assert!(!set.contains("10.0.0.1"));
         assert!(set.ends_with("; Path=/; HttpOnly; Max-Age=3600; SameSite=Lax; Secure"), "{set}");
         assert!(!cookie.issue("chat", ENDPOINTS[0], 1000, false).contains("Secure"));
+        let shown = format!("{cookie:?}");
+        assert!(shown.contains("Auto") && shown.contains("secrets: 1") && !shown.contains("aaaa"), "{shown}");
     }
 
     #[test]

@@ -170,7 +170,7 @@ fn ports(host: &Host, config: &Config) -> Vec<HostWarning> {
     let of_process = config.limits.connections.map_or(by_descriptors, to_u64);
     let mut found = Vec::new();
     for (index, upstream) in config.upstreams.iter().enumerate() {
-        let rules = config.rules.iter().filter(|rule| rule.upstream == index);
+        let rules = config.rules.iter().filter(|rule| rule.action.upstream() == Some(index));
         let of_rules = rules.map(|rule| rule.connections_total.map_or(u64::MAX, to_u64)).fold(0, u64::saturating_add);
         let sessions = of_process.min(of_rules).div_ceil(to_u64(upstream.endpoints.len()).max(1));
         if sessions <= ports.count() {
