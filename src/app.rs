@@ -108,13 +108,13 @@ impl App {
         };
         let admin = serve_admin("admin", admin, Some(operator))?;
         serve_admin("probes", probes, None)?;
+        metrics.config_loaded(SystemTime::now());
+        readiness.set_started();
         Event::new("started")
             .field("version", env!("CARGO_PKG_VERSION"))
             .field("descriptor_limit", descriptors)
             .field("session_limit", gateway.session_limit())
             .emit();
-        metrics.config_loaded(SystemTime::now());
-        readiness.set_started();
         tokio::spawn({
             let (registry, metrics) = (gateway.registry.clone(), metrics.clone());
             async move { registry.sweep(SWEEP_EVERY, &metrics).await }

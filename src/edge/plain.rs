@@ -237,8 +237,11 @@ impl ProxyHttp for Hooks {
         &self,
         _session: &mut Session,
         answer: &mut ResponseHeader,
-        _ctx: &mut Self::CTX,
+        ctx: &mut Self::CTX,
     ) -> pingora::Result<()> {
+        if let Some(endpoint) = ctx.as_ref().and_then(|plain| plain.tried.last()) {
+            endpoint.answered();
+        }
         // No request that comes here asks for another protocol.
         if answer.status == http::StatusCode::SWITCHING_PROTOCOLS {
             return Err(Error::new_up(UNASKED_UPGRADE));
@@ -258,11 +261,18 @@ impl ProxyHttp for Hooks {
             (_, error) if *error == UNASKED_UPGRADE => Refusal::UpstreamInvalidUpgrade,
             _ => Refusal::UpstreamUnreachable,
         };
-        let answered = session.response_written().is_some();
-        if let Some(plain) = ctx {
+        // An interim answer leaves room for ours. Behind the head of the upstream's own nothing is refused any more: that
+        // it broke off, the end of the connection shows.
+        let answered = session.response_written().is_some_and(|head| !head.status.is_informational());
+        if let Some(plain) = ctx
+            && !answered
+        {
             plain.record.refused(&refusal, None);
-            if !answered {
-                plain.rule.metrics.refused(&refusal);
+            plain.rule.metrics.refused(&refusal);
+            if brought_no_answer(error)
+                && let Some(endpoint) = plain.tried.last()
+            {
+                endpoint.misbehaved();
             }
         }
         let Some(answer) = answer::document(&refusal).filter(|_| !answered) else {
@@ -288,6 +298,20 @@ impl ProxyHttp for Hooks {
     ) -> bool {
         true
     }
+}
+
+/// Whether an endpoint that was connected to brought no answer: it hung, broke off, or spoke no HTTP.
+fn brought_no_answer(error: &Error) -> bool {
+    let broken = matches!(
+        error.etype(),
+        ErrorType::InvalidHTTPHeader
+            | ErrorType::ConnectionClosed
+            | ErrorType::ReadError
+            | ErrorType::WriteError
+            | ErrorType::ReadTimedout
+            | ErrorType::WriteTimedout
+    );
+    broken && *error.esource() == ErrorSource::Upstream
 }
 
 async fn write(session: &mut Session, answer: answer::Answer) -> pingora::Result<()> {

@@ -4,7 +4,6 @@
 //! verified; the 101 is written at once. A tunnel is a task of its own, so that what the handshake needed is given
 //! back. A client's connection ends here in every case: a refused upgrade closes it.
 
-use std::io;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
@@ -90,9 +89,9 @@ pub async fn serve(
     if asked.answer.status.as_u16() != 101 {
         let refusal = Refusal::UpstreamAnswered(asked.answer.status.as_u16());
         metrics.refused(&refusal);
-        record.refused(&refusal, None);
         // Places and lease are held until the answer is relayed: it takes an upstream connection like any other.
-        relay(&mut io, &mut asked, rule.upstream_timeout).await;
+        let relayed = relay(&mut io, &mut asked, rule.upstream_timeout).await;
+        record.refused(&refusal, relayed.err().map(BrokenOff::detail));
         return answer::end(io).await;
     }
     if let Err(error) = verify(&request, &asked) {
@@ -265,12 +264,17 @@ async fn ask(request: &Request, rule: &Rule, listener: &ListenerState) -> Result
         pingora::Error::e_explain(ErrorType::InvalidHTTPHeader, "too many interim answers")
     })
     .await;
-    match answer {
-        Ok(Ok(answer)) => Ok(Asked { session, answer, lease, sent }),
-        Ok(Err(error)) if *error.etype() == ErrorType::InvalidHTTPHeader => Err(Refusal::UpstreamMalformed),
-        Ok(Err(_)) => Err(Refusal::UpstreamUnreachable),
-        Err(_) => Err(Refusal::UpstreamTimeout),
-    }
+    let refusal = match answer {
+        Ok(Ok(answer)) => {
+            lease.endpoint().answered();
+            return Ok(Asked { session, answer, lease, sent });
+        }
+        Ok(Err(error)) if *error.etype() == ErrorType::InvalidHTTPHeader => Refusal::UpstreamMalformed,
+        Ok(Err(_)) => Refusal::UpstreamUnreachable,
+        Err(_) => Refusal::UpstreamTimeout,
+    };
+    lease.endpoint().misbehaved();
+    Err(refusal)
 }
 
 /// The handshake as the backend sees it.
@@ -316,8 +320,24 @@ fn write_end_to_end_headers(into: &mut Vec<u8>, answer: &ResponseHeader, without
     }
 }
 
+/// Who broke a relayed answer off.
+#[derive(Clone, Copy)]
+enum BrokenOff {
+    ByClient,
+    ByUpstream,
+}
+
+impl BrokenOff {
+    fn detail(self) -> &'static str {
+        match self {
+            Self::ByClient => "the client did not take the whole answer",
+            Self::ByUpstream => "the upstream broke the answer off",
+        }
+    }
+}
+
 /// Relays an answer that is no 101 as what it is, and with it the end of the connection.
-async fn relay(io: &mut TcpStream, asked: &mut Asked, step_timeout: std::time::Duration) {
+async fn relay(io: &mut TcpStream, asked: &mut Asked, step_timeout: std::time::Duration) -> Result<(), BrokenOff> {
     let answer = &asked.answer;
     let status = answer.status;
     let reason = answer.get_reason_phrase().unwrap_or("");
@@ -336,7 +356,7 @@ async fn relay(io: &mut TcpStream, asked: &mut Asked, step_timeout: std::time::D
     }
     head.extend_from_slice(if chunked { b"Transfer-Encoding: chunked\r\n\r\n" } else { b"\r\n" });
     // An error on either side breaks off the body, and the end of the connection shows that to the client.
-    let _ = relay_body(io, &mut asked.session, &head, has_body, chunked, step_timeout).await;
+    relay_body(io, &mut asked.session, &head, has_body, chunked, step_timeout).await
 }
 
 async fn relay_body(
@@ -346,10 +366,10 @@ async fn relay_body(
     has_body: bool,
     chunked: bool,
     step_timeout: std::time::Duration,
-) -> io::Result<()> {
+) -> Result<(), BrokenOff> {
     let write = async |io: &mut TcpStream, bytes: &[u8]| match timeout(step_timeout, io.write_all(bytes)).await {
-        Ok(written) => written,
-        Err(_) => Err(io::ErrorKind::TimedOut.into()),
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_)) | Err(_) => Err(BrokenOff::ByClient),
     };
     write(io, head).await?;
     if !has_body {
@@ -359,7 +379,7 @@ async fn relay_body(
         let piece = match timeout(step_timeout, session.read_body_bytes()).await {
             Ok(Ok(Some(piece))) if piece.is_empty() => continue,
             Ok(Ok(piece)) => piece,
-            Ok(Err(_)) | Err(_) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(Err(_)) | Err(_) => return Err(BrokenOff::ByUpstream),
         };
         match piece {
             Some(piece) if chunked => {
