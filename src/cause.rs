@@ -68,10 +68,14 @@ pub enum Refusal {
     UpgradeRequired,
     /// The rule takes no upgrades.
     UpgradeDenied,
+    /// The client's address is not among the rule's `clients`.
+    ClientNotAllowed,
     /// Origin is not in the allow-list.
     OriginNotAllowed,
     /// No rule matches.
     NoRule,
+    /// The body is over `http.max_body_size`.
+    BodyTooLarge,
     /// Host is not in the listener's `hosts`.
     HostNotServed,
     /// Handshakes of this client come too fast; another is possible after the duration.
@@ -117,7 +121,7 @@ const fn refusal(name: &'static str, policy: &'static str, status: u16, title: &
 
 impl Refusal {
     /// One of each, in the order of the table.
-    pub const ALL: [Self; 30] = [
+    pub const ALL: [Self; 32] = [
         Self::MalformedRequest,
         Self::BadHost,
         Self::BadPath,
@@ -134,8 +138,10 @@ impl Refusal {
         Self::UnsupportedVersion,
         Self::UpgradeRequired,
         Self::UpgradeDenied,
+        Self::ClientNotAllowed,
         Self::OriginNotAllowed,
         Self::NoRule,
+        Self::BodyTooLarge,
         Self::HostNotServed,
         Self::HandshakeRate(Duration::ZERO),
         Self::ConnectionsPerIp,
@@ -175,8 +181,10 @@ impl Refusal {
             }
             Self::UpgradeRequired => refusal("upgrade_required", "websocket", 426, "a WebSocket upgrade is required"),
             Self::UpgradeDenied => refusal("upgrade_denied", "websocket", 403, "WebSocket upgrades are not allowed"),
+            Self::ClientNotAllowed => refusal("client_not_allowed", "clients", 403, "client address not allowed"),
             Self::OriginNotAllowed => refusal("origin_not_allowed", "origin", 403, "Origin not allowed"),
             Self::NoRule => refusal("no_rule", "route", 404, "no rule matches"),
+            Self::BodyTooLarge => refusal("body_too_large", "body_size", 413, "request body too large"),
             Self::HostNotServed => refusal("host_not_served", "route", 421, "Host not served here"),
             Self::HandshakeRate(_) => refusal("handshake_rate", "handshake_rate", 429, "too many handshakes"),
             Self::ConnectionsPerIp => {

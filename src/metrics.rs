@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
 use prometheus::core::Collector;
@@ -75,6 +75,8 @@ struct Families {
     queued_bytes: IntGauge,
     socket_unsent: HistogramVec,
     retransmits: IntCounterVec,
+    http_requests: IntCounterVec,
+    http_request_seconds: HistogramVec,
 }
 
 impl Metrics {
@@ -288,6 +290,17 @@ impl Families {
                 "Segments that TCP sent again, as far as seen",
                 &["side"],
             ),
+            http_requests: counter(
+                "sluicegate_http_requests_total",
+                "Plain HTTP requests that were answered, by the first digit of the status",
+                &["rule", "status_class"],
+            ),
+            http_request_seconds: histogram(
+                "sluicegate_http_request_seconds",
+                "From the end of a plain request's head to the end of its answer, in seconds",
+                &RTT_BUCKETS,
+                &["rule"],
+            ),
         }
     }
 }
@@ -335,6 +348,8 @@ pub struct RuleMetrics {
     handshakes: IntCounterVec,
     closes: IntCounterVec,
     policy_decisions: IntCounterVec,
+    http_requests: IntCounterVec,
+    http_request_seconds: Histogram,
 }
 
 /// One of `sluicegate_connections`.
@@ -415,6 +430,8 @@ impl RuleMetrics {
             handshakes: families.handshakes.clone(),
             closes: families.closes.clone(),
             policy_decisions: families.policy_decisions.clone(),
+            http_requests: families.http_requests.clone(),
+            http_request_seconds: families.http_request_seconds.with_label_values(&[name]),
         }
     }
 
@@ -446,6 +463,20 @@ impl RuleMetrics {
         if matches!(cause, Cause::SlowClient { .. }) {
             self.slow_evictions.inc();
         }
+    }
+
+    /// Counts a plain request that was answered with `status` after `duration`.
+    pub fn answered(&self, status: u16, duration: Duration) {
+        let class = match status / 100 {
+            1 => "1xx",
+            2 => "2xx",
+            3 => "3xx",
+            4 => "4xx",
+            5 => "5xx",
+            _ => "other",
+        };
+        self.http_requests.with_label_values(&[&self.name, class]).inc();
+        self.http_request_seconds.observe(duration.as_secs_f64());
     }
 
     /// Counts a handshake that got no tunnel, and the decision of the policy that refused it. The upstream's own

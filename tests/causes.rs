@@ -129,7 +129,7 @@ macro_rules! every {
 every!(refusal_variant, REFUSAL_VARIANTS, Refusal:
     MalformedRequest BadHost BadPath BadKey BadOffer BodyOnUpgrade EarlyData MixedUpgrade UpgradeMethod
     UpgradeOverHttp10 ConnectMethod HeadTimeout HeadTooLarge UnsupportedVersion UpgradeRequired UpgradeDenied
-    OriginNotAllowed NoRule HostNotServed HandshakeRate ConnectionsPerIp ConnectionsTotal ProcessConnections Draining
+    ClientNotAllowed OriginNotAllowed NoRule BodyTooLarge HostNotServed HandshakeRate ConnectionsPerIp ConnectionsTotal ProcessConnections Draining
     UpstreamUnreachable UpstreamMalformed UpstreamInvalidUpgrade UpstreamTimeout UpstreamAnswered ClientGone
 );
 

@@ -118,6 +118,51 @@ fn no_key_is_there_that_does_not_exist() {
     }
 }
 
+/// What the second column of the table of nginx' directives has is a key of a rule or of the main file.
+#[test]
+fn what_nginx_directives_become_is_sound() {
+    let manual = manual();
+    let section = manual.split("## Coming from nginx").nth(1).expect("the section");
+    let table = section.split("What there is no equivalent of").next().expect("the first table");
+    let folder = tempfile::tempdir().expect("a folder");
+    std::fs::write(folder.path().join("maintenance.html"), "<p>back soon</p>").expect("a page");
+    std::fs::create_dir(folder.path().join("rules")).expect("a folder");
+    let path = folder.path().join("gateway.yaml");
+    let mut seen = 0;
+    for line in table.lines().filter(|line| line.starts_with("| ")) {
+        let cells: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
+        let [_, here, _] = cells.as_slice() else { panic!("{line}") };
+        let Some(keys) = here.strip_prefix('`').and_then(|here| here.strip_suffix('`')) else { continue };
+        if keys.contains('`') {
+            // Commands.
+            continue;
+        }
+        let is_main = ["listeners", "upstreams", "trusted_proxies", "access_log", "limits", "rule_files", "admin"]
+            .iter()
+            .any(|key| keys.starts_with(&format!("{key}:")));
+        let mut text = String::new();
+        if !keys.starts_with("listeners:") {
+            text += LISTENERS;
+        }
+        if !keys.starts_with("upstreams:") {
+            text += "upstreams: [{ name: app, endpoints: [\"127.0.0.1:9001\"] }]\n";
+        }
+        let action = ["upstream:", "redirect:", "respond:"].iter().any(|key| keys.starts_with(key));
+        let of_rule = "{ name: inner, upstream: app }";
+        std::fs::write(folder.path().join("rules/inner.yaml"), format!("rules: [{of_rule}]")).expect("a rule file");
+        text += &match (is_main, action) {
+            (true, _) => format!("{keys}\n"),
+            (false, true) => format!("rules:\n  - name: example\n    {keys}\n"),
+            (false, false) => format!("rules:\n  - name: example\n    upstream: app\n    {keys}\n"),
+        };
+        std::fs::write(&path, &text).expect("a file");
+        let loaded = config::load(&path);
+        assert!(loaded.is_ok(), "{line}\n{text}\n{:#?}", loaded.err());
+        seen += 1;
+    }
+    assert!(seen > 25, "{seen}");
+}
+
 /// Examples are blocks of `yaml main` (parts of a main file), `yaml rules` (a rule file) and `yaml rule` (keys of one).
 #[test]
 fn every_example_is_sound() {

@@ -1,18 +1,15 @@
 // The default `same_origin`, straight and behind nginx and HAProxy that end TLS; and idle sessions behind nginx.
 
 import assert from "node:assert/strict";
-import { execFile, spawn } from "node:child_process";
+import { execFile } from "node:child_process";
 import { once } from "node:events";
 import { readFile, rm, writeFile } from "node:fs/promises";
-import { connect } from "node:net";
 import { join } from "node:path";
 import { after, before, describe, test } from "node:test";
 import { promisify } from "node:util";
 import WebSocket from "ws";
-import { backend, eventually, freePort, gateway, temporaryFolder } from "./support.mjs";
+import { backend, eventually, freePort, gateway, nginx as startNginx, serve, temporaryFolder } from "./support.mjs";
 
-// Not on every user's path.
-const PATH = `${process.env.PATH}:/usr/sbin`;
 const NAME = "app.example.com";
 
 let folder, ca, peer;
@@ -69,45 +66,10 @@ async function open(url, { host, origin, headers = {}, localAddress }) {
   return status;
 }
 
-/** Starts a server of this test's own, and waits until it listens on all its ports. */
-async function serve(command, args, ports) {
-  const child = spawn(command, args, { env: { ...process.env, PATH }, stdio: ["ignore", "pipe", "pipe"] });
-  let said = "";
-  for (const stream of [child.stdout, child.stderr]) stream.on("data", (part) => (said += part));
-  const exited = once(child, "exit");
-  exited.catch(() => {});
-  const listens = (port) =>
-    new Promise((resolve) => {
-      const socket = connect(port, "127.0.0.1", () => resolve(true));
-      socket.once("error", () => resolve(false));
-      socket.once("connect", () => socket.destroy());
-    });
-  for (const port of ports) {
-    await eventually(async () => {
-      if (child.exitCode !== null) throw new Error(`${command} ended: ${said}`);
-      return listens(port);
-    }, Boolean);
-  }
-  return async () => {
-    child.kill("SIGTERM");
-    await exited;
-  };
-}
-
-async function nginx(servers) {
-  const file = join(folder, "nginx.conf");
-  const user = process.getuid() === 0 ? "user root;" : "";
-  const temporary = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"];
-  await writeFile(file, `
-    ${user}
-    daemon off;
-    worker_processes 1;
-    pid ${folder}/nginx.pid;
-    error_log stderr warn;
-    events { worker_connections 64; }
-    http {
-      access_log off;
-      ${temporary.map((kind) => `${kind}_temp_path ${folder}/${kind};`).join(" ")}
+function nginx(servers) {
+  return startNginx(
+    folder,
+    `
       ssl_certificate ${folder}/cert.pem;
       ssl_certificate_key ${folder}/key.pem;
       ${servers.map(({ port, to, settings }) => `
@@ -121,9 +83,9 @@ async function nginx(servers) {
             proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
             ${settings}
           }
-        }`).join("\n")}
-    }`);
-  return serve("nginx", ["-p", folder, "-c", file, "-e", "stderr"], servers.map(({ port }) => port));
+        }`).join("\n")}`,
+    servers.map(({ port }) => port),
+  );
 }
 
 async function haproxy(frontends) {

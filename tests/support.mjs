@@ -1,8 +1,9 @@
 // Starts backends, clients and the gateway for the Node tests.
 
 import { execFile, spawn } from "node:child_process";
-import { mkdtemp, rm, writeFile } from "node:fs/promises";
-import { createServer } from "node:net";
+import { once } from "node:events";
+import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
+import { connect, createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
@@ -13,10 +14,13 @@ export const SLUICEGATE = process.env.SLUICEGATE ?? here("../target/debug/sluice
 const interpreters = { mjs: process.execPath, py: here("./.venv/bin/python") };
 const command = (script) => [interpreters[script.split(".").at(-1)], here(`./${script}`)];
 
-/** Starts a backend and waits for its line `{"listening": PORT}`. */
-export async function backend(script, env = {}) {
+/** A rule file that is shipped, for `rule_files`. */
+export const rules = (name) => here(`../rules/${name}.yaml`);
+
+/** Starts a backend, on a port of its own or the given one, and waits for its line `{"listening": PORT}`. */
+export async function backend(script, env = {}, wanted = 0) {
   const [interpreter, file] = command(script);
-  const child = spawn(interpreter, [file], { stdio: ["pipe", "pipe", "inherit"], env: { ...process.env, ...env } });
+  const child = spawn(interpreter, [file, String(wanted)], { stdio: ["pipe", "pipe", "inherit"], env: { ...process.env, ...env } });
   const exited = new Promise((resolve) => child.once("exit", (code, signal) => resolve({ code, signal })));
   const line = await firstLine(child);
   const { listening: port } = JSON.parse(line);
@@ -34,13 +38,16 @@ export async function backend(script, env = {}) {
 }
 
 /**
- * Runs the gateway on a configuration, in which `{ bind: 127.0.0.1:0 }` stands for every address. `log` has its lines
- * so far; `line` waits for one that holds the given fields, and `metric` for the value of a series.
+ * Runs the gateway on a configuration, in which `{ bind: 127.0.0.1:0 }` stands for every address; `files` are put beside
+ * it. `log` has its lines so far; `line` waits for one that holds the given fields, and `metric` for the value of a
+ * series.
  */
-export async function gateway(configuration) {
+export async function gateway(configuration, files = {}) {
   const folder = await temporaryFolder();
   const file = join(folder, "sluicegate.yaml");
-  await writeFile(file, configuration);
+  for (const [name, text] of Object.entries({ ...files, "sluicegate.yaml": configuration })) {
+    await writeFile(join(folder, name), text);
+  }
   const child = spawn(SLUICEGATE, ["run", "-c", file], { stdio: ["ignore", "ignore", "pipe"] });
   const exited = new Promise((resolve) => child.once("exit", (code, signal) => resolve({ code, signal })));
   const log = [];
@@ -55,8 +62,12 @@ export async function gateway(configuration) {
     await eventually(() => found() ?? { wanted: fields, log: log.slice(-3), stray }, (answer) => answer === found());
     return found();
   };
-  const started = line({ event: "started" });
-  await Promise.race([started, exited.then(({ code }) => Promise.reject(new Error(`ended with ${code}: ${stray}`)))]);
+  const started = () => log.some(({ event }) => event === "started");
+  await eventually(() => started() || child.exitCode, (state) => state !== null);
+  if (!started()) {
+    await rm(folder, { recursive: true, force: true });
+    throw new Error(`the gateway ended with ${child.exitCode}: ${stray}`);
+  }
   const port = (listener) => Number(log.find((entry) => entry.listener === listener).address.split(":").at(-1));
   const admin = `http://127.0.0.1:${port("admin")}`;
   const metrics = async () => (await fetch(`${admin}/metrics`)).text();
@@ -95,6 +106,53 @@ export function total(text, name, labels = {}) {
   return sum;
 }
 
+/** Starts a server of a test's own, and waits until it listens on all its ports. Answers how to stop it. */
+export async function serve(command, args, ports) {
+  // Not on every user's path.
+  const env = { ...process.env, PATH: `${process.env.PATH}:/usr/sbin` };
+  const child = spawn(command, args, { env, stdio: ["ignore", "pipe", "pipe"] });
+  let said = "";
+  for (const stream of [child.stdout, child.stderr]) stream.on("data", (part) => (said += part));
+  const exited = once(child, "exit");
+  exited.catch(() => {});
+  const listens = (port) =>
+    new Promise((resolve) => {
+      const socket = connect(port, "127.0.0.1", () => resolve(true));
+      socket.once("error", () => resolve(false));
+      socket.once("connect", () => socket.destroy());
+    });
+  for (const port of ports) {
+    await eventually(async () => {
+      if (child.exitCode !== null) throw new Error(`${command} ended: ${said}`);
+      return listens(port);
+    }, Boolean);
+  }
+  return async () => {
+    child.kill("SIGTERM");
+    await exited;
+  };
+}
+
+/** Starts nginx with what its `http` block shall hold; its files are in `folder`. Answers how to stop it. */
+export async function nginx(folder, http, ports) {
+  const file = join(folder, "nginx.conf");
+  const user = process.getuid() === 0 ? "user root;" : "";
+  const temporary = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"];
+  await writeFile(file, `
+    ${user}
+    daemon off;
+    worker_processes 1;
+    pid ${folder}/nginx.pid;
+    error_log stderr warn;
+    events { worker_connections 64; }
+    http {
+      access_log off;
+      ${temporary.map((kind) => `${kind}_temp_path ${folder}/${kind};`).join(" ")}
+      ${http}
+    }`);
+  return serve("nginx", ["-p", folder, "-c", file, "-e", "stderr"], ports);
+}
+
 /** A folder of its own for a test. */
 export function temporaryFolder() {
   return mkdtemp(join(tmpdir(), "sluicegate-test-"));
@@ -122,6 +180,12 @@ export function client(script, ...args) {
       }
     });
   });
+}
+
+/** How much memory a process has, in bytes. Linux. */
+export async function residentBytes({ pid }) {
+  const status = await readFile(`/proc/${pid}/status`, "utf8");
+  return Number(/^VmRSS:\s+(\d+) kB$/m.exec(status)[1]) * 1024;
 }
 
 /** The first line of a child's standard output that `matches`; fails when the child ends or 20 s pass before it. */

@@ -360,7 +360,7 @@ rules:
             Some(Sticky::Cookie(cookie)) => cookie,
             other => panic!("{other:?}"),
         };
-        let issued = |cookie: &StickyCookie| cookie.issue("r", "e", 1000, false);
+        let issued = |cookie: &StickyCookie| cookie.issue("r", "e", 1000, 7, false);
         let trimmed = StickyCookie::new(
             "sluicegate",
             Some(COOKIE_TTL.0),

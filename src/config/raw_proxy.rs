@@ -28,8 +28,8 @@ pub struct RawRedirect {
 pub struct RawRespond {
     /// The status, 200 to 599. Required.
     pub status: Option<Count>,
-    /// A file with the body, at most 1 MiB, read when the configuration is; relative to the file that names it. Default:
-    /// none.
+    /// A file with the body, at most 1 MiB, read when the configuration is; relative to the file that names it.
+    /// Default: none.
     pub body_file: Option<String>,
     /// The body as text. Default: empty. At most one of `body` and `body_file`.
     pub body: Option<String>,
@@ -64,8 +64,8 @@ pub struct RawClients {
 pub struct RawSticky {
     /// A signed cookie. Default: none. Exactly one of `cookie` and `hash`.
     pub cookie: Option<RawCookie>,
-    /// A hash of `client_ip`, `header:NAME`, `query:NAME` or `cookie:NAME`. Default: none. A request without the header,
-    /// parameter or cookie goes where its address does.
+    /// A hash of `client_ip`, `header:NAME`, `query:NAME` or `cookie:NAME`. Default: none. A request without the
+    /// header, parameter or cookie goes where its address does.
     pub hash: Option<String>,
 }
 
@@ -78,7 +78,8 @@ pub struct RawCookie {
     /// How long it lasts; it is renewed past the half. Default 1h, 1m to 365d, or `session`: as long as the browser's.
     /// Short moves clients that come back to another endpoint.
     pub ttl: Option<RawTtl>,
-    /// `lax`, `strict` or `none`. Default `lax`. `none` is for pages of other sites, and browsers want `secure` with it.
+    /// `lax`, `strict` or `none`. Default `lax`. `none` is for pages of other sites, and browsers want `secure` with
+    /// it.
     pub same_site: Option<RawSameSite>,
     /// Whether it is for TLS only. Default `auto`: when the client used TLS, as far as is known. `on`, `off`.
     pub secure: Option<RawSecure>,

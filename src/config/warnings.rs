@@ -112,8 +112,8 @@ fn of_stickiness(rule: &Rule, place: &Place<'_>) -> Vec<(&'static str, &'static 
     let Some(Sticky::Cookie(cookie)) = &rule.sticky else { return Vec::new() };
     let mut found = Vec::new();
     if !place.is_written("sticky.cookie.secret_files") {
-        let message = "no secret_files: the process makes its own secret, so its cookies outlive no restart and hold at \
-                       no other gateway";
+        let message = "no secret_files: the process makes its own secret, so its cookies outlive no restart and hold \
+                       at no other gateway";
         found.push(("sticky.cookie", message));
     }
     if cookie.is_dropped() {

@@ -6,6 +6,8 @@ use pingora::http::{RequestHeader, ResponseHeader};
 use super::request::Request;
 use crate::cause::Refusal;
 use crate::policy::client_address::Source;
+use crate::policy::headers::HeaderEdits;
+use crate::policy::rewrite::Rewrite;
 use crate::ws::handshake::list;
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -132,6 +134,55 @@ pub fn tell_client(upstream: &mut RequestHeader, request: &Request, source: &Sou
             Some(host) => insert(upstream, &X_FORWARDED_HOST, host.clone()),
             None => drop(upstream.remove_header(&X_FORWARDED_HOST)),
         }
+    }
+}
+
+/// Applies a rule's edits to a request or an answer.
+pub fn apply(edits: &HeaderEdits, message: &mut impl Headers) {
+    for name in &edits.remove {
+        message.remove(name);
+    }
+    for (name, value) in &edits.set {
+        message.set(name, value.clone());
+    }
+}
+
+/// Gives the upstream the path that its rule says.
+///
+/// # Errors
+/// A path that cannot be one.
+pub fn rewrite(rewrite: Option<&Rewrite>, upstream: &mut RequestHeader) -> pingora::Result<()> {
+    let Some(rewrite) = rewrite else { return Ok(()) };
+    let target = String::from_utf8_lossy(upstream.raw_path()).into_owned();
+    upstream.set_raw_path(rewrite.apply(&target).as_bytes())
+}
+
+/// Headers that can be edited: a request's or an answer's.
+pub trait Headers {
+    /// Removes all lines of a header.
+    fn remove(&mut self, name: &HeaderName);
+    /// Replaces all lines of a header by one.
+    fn set(&mut self, name: &HeaderName, value: HeaderValue);
+}
+
+impl Headers for RequestHeader {
+    fn remove(&mut self, name: &HeaderName) {
+        self.remove_header(name);
+    }
+
+    fn set(&mut self, name: &HeaderName, value: HeaderValue) {
+        insert(self, name, value);
+    }
+}
+
+impl Headers for ResponseHeader {
+    fn remove(&mut self, name: &HeaderName) {
+        self.remove_header(name);
+    }
+
+    fn set(&mut self, name: &HeaderName, value: HeaderValue) {
+        // A valid name and a valid value are always taken.
+        let _ = self.insert_header(name.clone(), value);
     }
 }
 

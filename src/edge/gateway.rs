@@ -7,15 +7,20 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-use super::record::SessionRecord;
+use super::record::{Record, SessionRecord};
 use super::upstreams::{self, Upstream};
-use crate::config::{self, Config, PerIp, WebSocketMode};
+use crate::cause::Refusal;
+use crate::config::{self, AccessLog, Config, HttpLimits, PerIp, Respond, Sticky, WebSocketMode};
 use crate::metrics::{Metrics, NO_RULE, RuleMetrics};
 use crate::policy::client_address::{self, TrustedProxies};
+use crate::policy::clients::Clients;
 use crate::policy::connection_limit::{ConnectionLimit, Enforce, Guard};
 use crate::policy::handshake_limit::HandshakeLimit;
+use crate::policy::headers::HeaderEdits;
 use crate::policy::origin::OriginPolicy;
 use crate::policy::reconnects::Reconnects;
+use crate::policy::redirect::Redirect;
+use crate::policy::rewrite::Rewrite;
 use crate::policy::route::{self, Matcher};
 use crate::tunnel::Settings;
 use crate::tunnel::registry::Registry;
@@ -33,6 +38,8 @@ pub struct Gateway {
     pub trusted_proxies: TrustedProxies,
     /// The metrics of requests for which no rule is known.
     pub no_rule: Arc<RuleMetrics>,
+    /// Which plain requests get a log line.
+    pub access_log: AccessLog,
     /// The live sessions.
     pub registry: Arc<Registry<SessionRecord>>,
     /// Sessions of the process.
@@ -51,8 +58,21 @@ pub struct Rule {
     /// Its name in metrics and logs.
     pub name: String,
     matcher: Matcher,
-    /// Where its requests go.
-    pub upstream: Arc<Upstream>,
+    /// What is done with its requests.
+    pub action: Action,
+    /// How a client comes back to the endpoint that it had; `None` is off.
+    pub sticky: Option<Sticky>,
+    /// The path that the upstream sees; `None`: as it came.
+    pub rewrite: Option<Rewrite>,
+    /// Headers of what goes to the upstream.
+    pub request_headers: HeaderEdits,
+    /// Headers of what goes to the client.
+    pub response_headers: HeaderEdits,
+    /// Limits of plain HTTP.
+    pub http: HttpLimits,
+    clients: Option<Clients>,
+    /// Whether what the policies would refuse is only counted and logged.
+    report_only: bool,
     /// Whether it takes upgrades.
     pub websocket: WebSocketMode,
     /// Which pages may open a WebSocket.
@@ -66,6 +86,17 @@ pub struct Rule {
     pub tunnel: Arc<Settings>,
     /// What it counts.
     pub metrics: Arc<RuleMetrics>,
+}
+
+/// What a rule does with its requests.
+#[derive(Clone, Debug)]
+pub enum Action {
+    /// They go to an upstream.
+    Upstream(Arc<Upstream>),
+    /// The client is sent elsewhere.
+    Redirect(Redirect),
+    /// They are answered here.
+    Respond(Respond),
 }
 
 /// A listener at work.
@@ -85,8 +116,9 @@ impl Gateway {
             .iter()
             .map(|upstream| {
                 let balance = match upstream.balance {
-                    config::Balance::LeastConnections | config::Balance::Hash => upstreams::Balance::LeastConnections,
+                    config::Balance::LeastConnections => upstreams::Balance::LeastConnections,
                     config::Balance::RoundRobin => upstreams::Balance::RoundRobin,
+                    config::Balance::Hash => upstreams::Balance::Hash,
                 };
                 let endpoints = upstream.endpoints.clone();
                 Arc::new(Upstream::new(&upstream.name, endpoints, balance, upstream.connect_timeout, metrics))
@@ -102,6 +134,7 @@ impl Gateway {
             session_limit,
             trusted_proxies: config.trusted_proxies.clone(),
             no_rule: metrics.rule(NO_RULE),
+            access_log: config.access_log,
             registry: Registry::new(),
             sessions: Arc::new(ConnectionLimit::new(None, Some(session_limit))),
             descriptors: Arc::new(ConnectionLimit::new(None, Some(descriptors))),
@@ -180,7 +213,18 @@ impl Rule {
         Self {
             name: rule.name.clone(),
             matcher: rule.matcher.clone(),
-            upstream: upstreams[rule.action.upstream().unwrap_or_default()].clone(),
+            action: match &rule.action {
+                config::Action::Upstream(index) => Action::Upstream(upstreams[*index].clone()),
+                config::Action::Redirect(redirect) => Action::Redirect(redirect.clone()),
+                config::Action::Respond(respond) => Action::Respond(respond.clone()),
+            },
+            sticky: rule.sticky.clone(),
+            rewrite: rule.rewrite.clone(),
+            request_headers: rule.request_headers.clone(),
+            response_headers: rule.response_headers.clone(),
+            http: rule.http,
+            clients: rule.clients.clone(),
+            report_only: rule.report_only,
             websocket: rule.websocket,
             origin: rule.origin.clone(),
             handshakes,
@@ -193,10 +237,41 @@ impl Rule {
                 idle_timeout: rule.idle_timeout,
                 slow_client: rule.slow_client.clone(),
                 close_timeout: rule.close_timeout,
-                report_only: false,
+                report_only: rule.report_only,
             }),
             metrics: metrics.rule(&rule.name),
         }
+    }
+
+    /// Lets a policy refuse a request, or only say that it would.
+    ///
+    /// # Errors
+    /// The refusal, where the rule enforces.
+    pub fn judge(&self, verdict: Result<(), Refusal>, record: &Record) -> Result<(), Refusal> {
+        match verdict {
+            Err(refusal) if self.report_only => {
+                self.metrics.would_refuse(refusal.row().policy);
+                record.would_refuse(&refusal);
+                Ok(())
+            }
+            verdict => verdict,
+        }
+    }
+
+    /// Whether the rule serves a client's address.
+    ///
+    /// # Errors
+    /// `ClientNotAllowed`.
+    pub fn check_client(&self, client: IpAddr) -> Result<(), Refusal> {
+        match &self.clients {
+            Some(clients) if !clients.allows(client) => Err(Refusal::ClientNotAllowed),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether policies only report.
+    pub fn reports_only(&self) -> bool {
+        self.report_only
     }
 
     /// The limit of handshakes per client address, and whether the file names it.

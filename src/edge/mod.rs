@@ -5,6 +5,7 @@
 
 pub mod answer;
 pub mod body;
+pub mod fixed;
 pub mod forwarding;
 pub mod gateway;
 pub mod head;
@@ -12,7 +13,9 @@ pub mod listener;
 pub mod plain;
 pub mod record;
 pub mod request;
+pub mod routed;
 pub mod service;
+pub mod sticky;
 pub mod stream;
 pub mod upgrade;
 pub mod upstreams;

@@ -2,9 +2,10 @@
 //! them, and streams bodies. No Upgrade ever reaches it.
 
 use std::any::Any;
+use std::os::fd::RawFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -23,32 +24,63 @@ use tokio::sync::watch;
 use super::answer;
 use super::body::BodyEnd;
 use super::forwarding;
-use super::gateway::Rule;
 use super::head::Head;
-use super::record::Record;
+use super::record::PlainAnswer;
 use super::request::{Intent, Request};
+use super::routed::{Routed, note_answer};
+use super::sticky;
 use super::stream::PrereadStream;
-use super::upstreams::{Endpoint, Lease, Preference};
+use super::upstreams::{Endpoint, Lease};
 use crate::cause::Refusal;
+use crate::config::AccessLog;
 use crate::policy::client_address::Source;
 use crate::policy::connection_limit::Guard;
+use crate::tunnel::sys;
 use crate::ws::handshake::list;
-
-/// The longest silence within a request or an answer.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
 
 /// An upstream that answers a plain request with a 101.
 const UNASKED_UPGRADE: ErrorType = ErrorType::new("UnaskedUpgrade");
 
 /// What a request brings with it into Pingora and out again.
 pub struct Plain {
-    request: Request,
+    routed: Routed,
     source: Source,
-    rule: Arc<Rule>,
-    record: Record,
+    access_log: AccessLog,
+    started: Instant,
     tried: Vec<Arc<Endpoint>>,
     lease: Option<Lease>,
+    /// Ends the wait for the response's head.
+    alarm: Option<ResponseAlarm>,
+    timed_out: Arc<AtomicBool>,
+    body_bytes: u64,
+    /// A refusal was logged and counted: the request is no answered one.
+    refused: bool,
     _upstream_descriptor: Guard,
+}
+
+/// Shuts an upstream connection down that brings no response in time, so that Pingora's read of it ends.
+///
+/// Pingora has one limit for each read, of a head and of a body, and a body may be silent for an hour where a head may
+/// not. The descriptor is our own copy, so it cannot have become another connection's meanwhile.
+struct ResponseAlarm(tokio::task::AbortHandle);
+
+impl ResponseAlarm {
+    fn set(connection: RawFd, after: Duration, timed_out: Arc<AtomicBool>) -> Option<Self> {
+        let connection = sys::duplicate_socket(connection).ok()?;
+        let task = tokio::spawn(async move {
+            tokio::time::sleep(after).await;
+            timed_out.store(true, Ordering::Relaxed);
+            // A connection that is gone already is what we want.
+            let _ = connection.shutdown(std::net::Shutdown::Both);
+        });
+        Some(Self(task.abort_handle()))
+    }
+}
+
+impl Drop for ResponseAlarm {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 /// Serves plain requests.
@@ -79,27 +111,32 @@ impl PlainProxy {
     pub async fn serve(
         &self,
         io: TcpStream,
-        request: Request,
+        routed: Routed,
         source: Source,
-        rule: Arc<Rule>,
-        record: Record,
+        access_log: AccessLog,
         upstream_descriptor: Guard,
     ) -> Option<(TcpStream, Bytes)> {
-        let head = head_for_pingora(&request)?;
+        let request = &routed.request;
+        let head = head_for_pingora(request)?;
         let behind = request.head.bytes.slice(request.head.len..);
         let end = BodyEnd::of(&request.head.request.headers);
+        let idle_timeout = routed.rule.http.idle_timeout;
         let _counted = InFlight::new(&self.in_flight);
         let mut session = ServerSession::new_http1(PrereadStream::of_request(io, head, behind, end));
-        session.set_keepalive(Some(IDLE_TIMEOUT.as_secs()));
-        session.set_read_timeout(Some(IDLE_TIMEOUT));
-        session.set_write_timeout(Some(IDLE_TIMEOUT));
+        session.set_keepalive(Some(idle_timeout.as_secs()));
+        session.set_read_timeout(Some(idle_timeout));
+        session.set_write_timeout(Some(idle_timeout));
         let plain = Plain {
-            request,
+            routed,
             source,
-            rule,
-            record,
+            access_log,
+            started: Instant::now(),
             tried: Vec::new(),
             lease: None,
+            alarm: None,
+            timed_out: Arc::default(),
+            body_bytes: 0,
+            refused: false,
             _upstream_descriptor: upstream_descriptor,
         };
         session.set_connection_user_context(Some(Box::new(plain)));
@@ -172,7 +209,8 @@ impl ProxyHttp for Hooks {
 
     async fn upstream_peer(&self, _session: &mut Session, ctx: &mut Self::CTX) -> pingora::Result<Box<HttpPeer>> {
         let plain = ctx.as_mut().ok_or_else(|| Error::new(ErrorType::InternalError))?;
-        let Some(endpoint) = plain.rule.upstream.pick(&Preference::None, &plain.tried) else {
+        let Routed { upstream, choice, rule, .. } = &plain.routed;
+        let Some(endpoint) = upstream.pick(&choice.preference, &plain.tried) else {
             return Error::e_explain(ErrorType::ConnectError, "no other endpoint");
         };
         plain.tried.push(endpoint.clone());
@@ -183,9 +221,9 @@ impl ProxyHttp for Hooks {
         })?;
         let address = addresses.first().ok_or_else(|| Error::explain(ErrorType::ConnectError, "no address"))?;
         let mut peer = HttpPeer::new(*address, false, String::new());
-        peer.options.connection_timeout = Some(plain.rule.upstream.connect_timeout());
-        peer.options.read_timeout = Some(IDLE_TIMEOUT);
-        peer.options.write_timeout = Some(IDLE_TIMEOUT);
+        peer.options.connection_timeout = Some(upstream.connect_timeout());
+        peer.options.read_timeout = Some(rule.http.idle_timeout);
+        peer.options.write_timeout = Some(rule.http.idle_timeout);
         Ok(Box::new(peer))
     }
 
@@ -201,7 +239,7 @@ impl ProxyHttp for Hooks {
         {
             endpoint.failed(&error.etype().as_str());
             // Nothing was written, so another endpoint may be tried, as long as there is one.
-            error.set_retry(plain.tried.len() < plain.rule.upstream.endpoints().len());
+            error.set_retry(plain.tried.len() < plain.routed.upstream.endpoints().len());
         }
         error
     }
@@ -211,12 +249,16 @@ impl ProxyHttp for Hooks {
         _session: &mut Session,
         _reused: bool,
         _peer: &HttpPeer,
-        _fd: std::os::fd::RawFd,
+        connection: RawFd,
         _digest: Option<&pingora::protocols::Digest>,
         ctx: &mut Self::CTX,
     ) -> pingora::Result<()> {
-        if let Some(endpoint) = ctx.as_ref().and_then(|plain| plain.tried.last()) {
-            endpoint.succeeded();
+        if let Some(plain) = ctx {
+            if let Some(endpoint) = plain.tried.last() {
+                endpoint.succeeded();
+            }
+            let within = plain.routed.rule.http.response_timeout;
+            plain.alarm = ResponseAlarm::set(connection, within, plain.timed_out.clone());
         }
         Ok(())
     }
@@ -228,9 +270,33 @@ impl ProxyHttp for Hooks {
         ctx: &mut Self::CTX,
     ) -> pingora::Result<()> {
         if let Some(plain) = ctx {
-            forwarding::tell_client(upstream, &plain.request, &plain.source);
+            let Routed { request, rule, .. } = &plain.routed;
+            forwarding::tell_client(upstream, request, &plain.source);
+            forwarding::apply(&rule.request_headers, upstream);
+            forwarding::rewrite(rule.rewrite.as_ref(), upstream)?;
         }
         Ok(())
+    }
+
+    /// A body whose length nobody said is counted as it comes.
+    async fn request_body_filter(
+        &self,
+        _session: &mut Session,
+        body: &mut Option<Bytes>,
+        _end_of_stream: bool,
+        ctx: &mut Self::CTX,
+    ) -> pingora::Result<()> {
+        let (Some(plain), Some(body)) = (ctx, body) else { return Ok(()) };
+        let before = plain.body_bytes;
+        plain.body_bytes += body.len() as u64;
+        let Routed { rule, record, .. } = &plain.routed;
+        match rule.http.max_body_size {
+            // Once only, also where the rule lets it pass.
+            Some(limit) if before <= limit && plain.body_bytes > limit => rule
+                .judge(Err(Refusal::BodyTooLarge), record)
+                .map_err(|_| Error::explain(ErrorType::HTTPStatus(413), "body over its limit").into_down()),
+            _ => Ok(()),
+        }
     }
 
     async fn upstream_response_filter(
@@ -239,21 +305,34 @@ impl ProxyHttp for Hooks {
         answer: &mut ResponseHeader,
         ctx: &mut Self::CTX,
     ) -> pingora::Result<()> {
-        if let Some(endpoint) = ctx.as_ref().and_then(|plain| plain.tried.last()) {
-            endpoint.answered();
-        }
         // No request that comes here asks for another protocol.
         if answer.status == http::StatusCode::SWITCHING_PROTOCOLS {
             return Err(Error::new_up(UNASKED_UPGRADE));
         }
         forwarding::strip_answer(answer);
+        let Some(plain) = ctx else { return Ok(()) };
+        if answer.status.is_informational() {
+            return Ok(());
+        }
+        plain.alarm = None;
+        let Routed { rule, upstream, request, choice, .. } = &plain.routed;
+        if let Some(endpoint) = plain.tried.last() {
+            endpoint.answered();
+            if let Some(cookie) = sticky::set_cookie(rule, upstream, request, choice, endpoint) {
+                answer.append_header(header::SET_COOKIE, cookie)?;
+            }
+        }
+        forwarding::apply(&rule.response_headers, answer);
         Ok(())
     }
 
     async fn fail_to_proxy(&self, session: &mut Session, error: &Error, ctx: &mut Self::CTX) -> FailToProxy {
+        let timed_out = ctx.as_ref().is_some_and(|plain| plain.timed_out.load(Ordering::Relaxed));
         let refusal = match (error.esource(), error.etype()) {
+            (_, ErrorType::HTTPStatus(413)) => Refusal::BodyTooLarge,
             (ErrorSource::Downstream, ErrorType::InvalidHTTPHeader) => Refusal::MalformedRequest,
             (ErrorSource::Downstream, _) => Refusal::ClientGone,
+            _ if timed_out => Refusal::UpstreamTimeout,
             (_, ErrorType::ConnectTimedout | ErrorType::ReadTimedout | ErrorType::WriteTimedout) => {
                 Refusal::UpstreamTimeout
             }
@@ -261,17 +340,16 @@ impl ProxyHttp for Hooks {
             (_, error) if *error == UNASKED_UPGRADE => Refusal::UpstreamInvalidUpgrade,
             _ => Refusal::UpstreamUnreachable,
         };
-        // An interim answer leaves room for ours. Behind the head of the upstream's own nothing is refused any more: that
-        // it broke off, the end of the connection shows.
+        // An interim answer leaves room for ours. One that breaks off behind its head is an answer all the same: its line
+        // says so.
         let answered = session.response_written().is_some_and(|head| !head.status.is_informational());
-        if let Some(plain) = ctx
-            && !answered
-        {
-            plain.record.refused(&refusal, None);
-            plain.rule.metrics.refused(&refusal);
-            if brought_no_answer(error)
-                && let Some(endpoint) = plain.tried.last()
-            {
+        if let Some(plain) = ctx.as_mut().filter(|_| !answered) {
+            plain.alarm = None;
+            plain.refused = true;
+            plain.routed.record.refused(&refusal, None);
+            plain.routed.rule.metrics.refused(&refusal);
+            let silent = timed_out || brought_no_answer(error);
+            if let Some(endpoint) = plain.tried.last().filter(|_| silent) {
                 endpoint.misbehaved();
             }
         }
@@ -282,6 +360,24 @@ impl ProxyHttp for Hooks {
         // A client that is gone gets no answer.
         let _ = write(session, answer).await;
         FailToProxy { error_code, can_reuse_downstream: false }
+    }
+
+    async fn logging(&self, session: &mut Session, error: Option<&Error>, ctx: &mut Self::CTX) {
+        let Some(plain) = ctx else { return };
+        let Some(status) = session.response_written().map(|answer| answer.status.as_u16()) else { return };
+        if plain.refused {
+            return;
+        }
+        let line = PlainAnswer {
+            upstream: Some(plain.routed.upstream.name()),
+            endpoint: plain.tried.last().map(|endpoint| endpoint.address()),
+            status,
+            duration: plain.started.elapsed(),
+            bytes_in: session.body_bytes_read(),
+            bytes_out: session.body_bytes_sent(),
+            broken: error.is_some(),
+        };
+        note_answer(plain.access_log, &plain.routed.rule, &plain.routed.record, &line);
     }
 
     /// Our own line says it, without what a peer sent.
@@ -300,7 +396,8 @@ impl ProxyHttp for Hooks {
     }
 }
 
-/// Whether an endpoint that was connected to brought no answer: it hung, broke off, or spoke no HTTP.
+/// Whether an endpoint that was connected to brought no answer: it hung, broke off, or spoke no HTTP. A client that goes
+/// away says nothing of it.
 fn brought_no_answer(error: &Error) -> bool {
     let broken = matches!(
         error.etype(),

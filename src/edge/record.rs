@@ -5,7 +5,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use http::header::{self, HeaderName};
 
@@ -32,6 +32,25 @@ pub struct Record {
     client: IpAddr,
     peer: IpAddr,
     session_id: u64,
+}
+
+/// How a plain request was answered.
+#[derive(Clone, Copy, Debug)]
+pub struct PlainAnswer<'a> {
+    /// The upstream's name; `None` when the rule answered.
+    pub upstream: Option<&'a str>,
+    /// The endpoint.
+    pub endpoint: Option<&'a str>,
+    /// The status.
+    pub status: u16,
+    /// From the end of the request's head to the end of the answer.
+    pub duration: Duration,
+    /// The bytes of the request's body.
+    pub bytes_in: usize,
+    /// The bytes of the answer's body.
+    pub bytes_out: usize,
+    /// Whether the answer broke off.
+    pub broken: bool,
 }
 
 /// What the log says of a session.
@@ -110,6 +129,25 @@ impl Record {
             .field("cause", row.name)
             .field("policy", row.policy)
             .field("detail", detail)
+            .emit();
+    }
+
+    /// Writes the line of what a rule that only reports would have refused.
+    pub fn would_refuse(&self, refusal: &Refusal) {
+        let row = refusal.row();
+        self.fields(Event::new("would_refuse")).field("cause", row.name).field("policy", row.policy).emit();
+    }
+
+    /// Writes the line of a plain request.
+    pub fn answered(&self, answered: &PlainAnswer<'_>) {
+        self.fields(Event::new("request"))
+            .field("upstream", answered.upstream)
+            .field("endpoint", answered.endpoint)
+            .field("status", answered.status)
+            .field("duration_seconds", answered.duration.as_secs_f64())
+            .field("bytes_in", answered.bytes_in)
+            .field("bytes_out", answered.bytes_out)
+            .field("cause", answered.broken.then_some("broken_off"))
             .emit();
     }
 

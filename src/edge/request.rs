@@ -5,10 +5,10 @@ use std::net::IpAddr;
 use http::header;
 
 use super::forwarding;
-use super::gateway::{Gateway, ListenerState};
 use super::head::Head;
 use crate::cause::Refusal;
-use crate::policy::client_address::{self, Peer};
+use crate::config;
+use crate::policy::client_address::{self, Peer, TrustedProxies};
 use crate::policy::route::{self, Authority};
 use crate::ws::handshake::{list, list_has};
 
@@ -63,16 +63,11 @@ impl Request {
     pub fn read(
         mut head: Head,
         peer: IpAddr,
-        listener: &ListenerState,
-        gateway: &Gateway,
+        listener: &config::Listener,
+        trusted_proxies: &TrustedProxies,
     ) -> Result<Self, Box<Unread>> {
-        let peer_trusted = gateway.trusted_proxies.contains(Peer::Ip(peer));
-        let client = client_address::resolve(
-            &listener.config.client_address,
-            &gateway.trusted_proxies,
-            peer,
-            &head.request.headers,
-        );
+        let peer_trusted = trusted_proxies.contains(Peer::Ip(peer));
+        let client = client_address::resolve(&listener.client_address, trusted_proxies, peer, &head.request.headers);
         let read = |head: &mut Head| {
             if head.request.method == http::Method::CONNECT {
                 return Err(Refusal::ConnectMethod);
@@ -87,7 +82,7 @@ impl Request {
                 true => "*".to_owned(),
                 false => route::normalize_path(path).map_err(|_| Refusal::BadPath)?.into_owned(),
             };
-            if let Some(hosts) = &listener.config.hosts {
+            if let Some(hosts) = &listener.hosts {
                 let host = authority.as_ref().map_or("", |authority| &authority.host);
                 if !hosts.iter().any(|pattern| pattern.matches(host)) {
                     return Err(Refusal::HostNotServed);
@@ -105,6 +100,18 @@ impl Request {
     /// Its host, in lower case and without a port; empty when it has none.
     pub fn host(&self) -> &str {
         self.authority.as_ref().map_or("", |authority| &authority.host)
+    }
+
+    /// Whether it has a body over `limit`, as far as its head says.
+    pub fn declares_body_over(&self, limit: u64) -> bool {
+        let length = self.head.request.headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok());
+        length.and_then(|length| length.parse::<u64>().ok()).is_some_and(|length| length > limit)
+    }
+
+    /// Its query, without the question mark.
+    pub fn query(&self) -> &str {
+        let target = std::str::from_utf8(self.head.request.raw_path()).unwrap_or("");
+        target.split_once('?').map_or("", |(_, query)| query)
     }
 
     /// The sites that an Origin may be the same as: the host that a trusted peer says the client asked for, and Host.

@@ -2,16 +2,20 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use tokio::net::TcpStream;
 
 use super::answer;
-use super::gateway::{Gateway, ListenerState};
+use super::fixed;
+use super::gateway::{Action, Gateway, ListenerState, Rule};
 use super::head::{self, NoHead};
 use super::plain::PlainProxy;
-use super::record::Record;
+use super::record::{PlainAnswer, Record};
 use super::request::{Intent, Request};
+use super::routed::{Routed, note_answer};
+use super::sticky;
 use super::upgrade;
 use crate::cause::Refusal;
 use crate::config::WebSocketMode;
@@ -48,7 +52,7 @@ impl Service {
                 Err(NoHead::Quiet) => return,
                 Err(NoHead::Refused(refusal)) => return self.refuse(&listener, io, peer, None, refusal).await,
             };
-            let request = match Request::read(head, peer, &listener, gateway) {
+            let request = match Request::read(head, peer, &listener.config, &gateway.trusted_proxies) {
                 Ok(request) => request,
                 Err(unread) => {
                     let mut record = Record::of_head(&listener.name, peer, &unread.head);
@@ -73,26 +77,69 @@ impl Service {
                 Err(refusal) => return self.refuse(&listener, io, peer, Some(record), refusal).await,
             };
             record.set_rule(&rule.name);
-            if request.intent == Intent::WebSocket {
-                return upgrade::serve(gateway, &listener, io, request, rule, record, descriptor).await;
-            }
-            if rule.websocket == WebSocketMode::Require {
-                let refusal = Refusal::UpgradeRequired;
+            if let Err(refusal) = self.check(&rule, &request, &record) {
                 rule.metrics.refused(&refusal);
                 record.refused(&refusal, None);
                 return answer::refuse(io, &refusal).await;
             }
-            let Some(upstream_descriptor) = gateway.take_descriptor() else {
-                return self.refuse(&listener, io, peer, Some(record), Refusal::ProcessConnections).await;
+            let started = Instant::now();
+            let answered = match &rule.action {
+                Action::Upstream(upstream) => {
+                    let upstream = upstream.clone();
+                    let choice = sticky::choose(&rule, &upstream, &request);
+                    let routed = Routed { request, rule, upstream, choice, record };
+                    if routed.request.intent == Intent::WebSocket {
+                        return upgrade::serve(gateway, &listener, io, routed, descriptor).await;
+                    }
+                    let Some(upstream_descriptor) = gateway.take_descriptor() else {
+                        return self
+                            .refuse(&listener, io, peer, Some(routed.record), Refusal::ProcessConnections)
+                            .await;
+                    };
+                    let source = listener.config.client_address.clone();
+                    let log = gateway.access_log;
+                    // Boxed: what Pingora needs for a request is large, and a connection that waits for one should not
+                    // own it.
+                    match Box::pin(self.plain.serve(io, routed, source, log, upstream_descriptor)).await {
+                        Some((stream, unread)) => (io, read) = (stream, unread),
+                        None => return,
+                    }
+                    first = false;
+                    continue;
+                }
+                Action::Redirect(redirect) => fixed::redirect(io, &request, &rule, redirect).await,
+                Action::Respond(respond) => fixed::respond(io, &request, &rule, respond).await,
             };
-            let source = listener.config.client_address.clone();
-            // Boxed: what Pingora needs for a request is large, and a connection that waits for one should not own it.
-            let served = Box::pin(self.plain.serve(io, request, source, rule, record, upstream_descriptor)).await;
-            match served {
+            let line = PlainAnswer {
+                upstream: None,
+                endpoint: None,
+                status: answered.status,
+                duration: started.elapsed(),
+                bytes_in: 0,
+                bytes_out: answered.body_bytes,
+                broken: false,
+            };
+            note_answer(gateway.access_log, &rule, &record, &line);
+            match answered.io {
                 Some((stream, unread)) => (io, read) = (stream, unread),
                 None => return,
             }
             first = false;
+        }
+    }
+
+    /// The policies that hold for every request of a rule.
+    fn check(&self, rule: &Rule, request: &Request, record: &Record) -> Result<(), Refusal> {
+        rule.judge(rule.check_client(request.client), record)?;
+        if request.intent == Intent::WebSocket {
+            return Ok(());
+        }
+        if rule.websocket == WebSocketMode::Require {
+            rule.judge(Err(Refusal::UpgradeRequired), record)?;
+        }
+        match rule.http.max_body_size {
+            Some(limit) if request.declares_body_over(limit) => rule.judge(Err(Refusal::BodyTooLarge), record),
+            _ => Ok(()),
         }
     }
 

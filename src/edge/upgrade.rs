@@ -21,11 +21,13 @@ use super::forwarding;
 use super::gateway::{Gateway, ListenerState, Rule};
 use super::record::{Record, SessionRecord, kept};
 use super::request::Request;
+use super::routed::Routed;
+use super::sticky::{self, Choice};
 use super::stream::PrereadStream;
-use super::upstreams::{ConnectError, Lease, Preference};
+use super::upstreams::{ConnectError, Lease, Upstream};
 use crate::cause::Refusal;
 use crate::config::WebSocketMode;
-use crate::metrics::{RuleMetrics, SessionMark};
+use crate::metrics::SessionMark;
 use crate::policy::client_address;
 use crate::policy::connection_limit::{Denied, Enforce, Guard};
 use crate::policy::origin::Site;
@@ -61,24 +63,23 @@ pub async fn serve(
     gateway: &Arc<Gateway>,
     listener: &ListenerState,
     mut io: TcpStream,
-    request: Request,
-    rule: Arc<Rule>,
-    record: Record,
+    routed: Routed,
     client_descriptor: Guard,
 ) {
+    let Routed { request, rule, upstream: to, choice, record } = routed;
     let metrics = rule.metrics.clone();
     let refuse = async |io: TcpStream, refusal: Refusal| {
         metrics.refused(&refusal);
         record.refused(&refusal, None);
         answer::refuse(io, &refusal).await;
     };
-    let places = match admit(gateway, &request, &rule, client_descriptor) {
+    let places = match admit(gateway, &request, &rule, &record, client_descriptor) {
         Ok(places) => places,
         Err(refusal) => return refuse(io, refusal).await,
     };
     let asked = tokio::select! {
         biased;
-        asked = ask(&request, &rule, listener) => asked,
+        asked = ask(&request, &rule, &to, &choice, listener) => asked,
         refusal = watch(&io) => Err(refusal),
         () = gateway.refusing() => Err(Refusal::Draining),
     };
@@ -86,7 +87,13 @@ pub async fn serve(
         Ok(asked) => asked,
         Err(refusal) => return refuse(io, refusal).await,
     };
+    let cookie = sticky::set_cookie(&rule, &to, &request, &choice, asked.lease.endpoint());
+    if let Some(cookie) = &cookie {
+        // The value is ours, so it is always one.
+        let _ = asked.answer.append_header(header::SET_COOKIE, cookie);
+    }
     if asked.answer.status.as_u16() != 101 {
+        forwarding::apply(&rule.response_headers, &mut *asked.answer);
         let refusal = Refusal::UpstreamAnswered(asked.answer.status.as_u16());
         metrics.refused(&refusal);
         // Places and lease are held until the answer is relayed: it takes an upstream connection like any other.
@@ -100,6 +107,7 @@ pub async fn serve(
         record.refused(&refusal, Some(&error.to_string()));
         return answer::refuse(io, &refusal).await;
     }
+    forwarding::apply(&rule.response_headers, &mut *asked.answer);
     if let Some(refusal) = watch(&io).now_or_never() {
         return refuse(io, refusal).await;
     }
@@ -113,13 +121,14 @@ pub async fn serve(
         // The stream that went in is the one that comes out; without it there is no session to run.
         return answer::end(io).await;
     };
-    note_passed(&rule.metrics);
-    let client = note_client(gateway, &request, &rule);
+    rule.metrics.accepted.inc();
+    let cookie = sticky::client_cookie(&rule, &request, &choice, cookie.as_deref());
+    let client = note_client(gateway, &request, &rule, cookie);
     let subprotocol = asked.answer.headers.get(header::SEC_WEBSOCKET_PROTOCOL).map(|value| kept(value.as_bytes()));
     let record = SessionRecord {
         request: record,
         started: SystemTime::now(),
-        upstream: rule.upstream.name().into(),
+        upstream: to.name().into(),
         endpoint: asked.lease.endpoint().address().into(),
         subprotocol,
     };
@@ -150,40 +159,72 @@ async fn run(session: Session<TcpStream, TcpStream>, held: Held, gateway: Arc<Ga
 }
 
 /// Every check that needs no upstream, in the order of the table in the manual.
-fn admit(gateway: &Gateway, request: &Request, rule: &Rule, client_descriptor: Guard) -> Result<Places, Refusal> {
+fn admit(
+    gateway: &Gateway,
+    request: &Request,
+    rule: &Rule,
+    record: &Record,
+    client_descriptor: Guard,
+) -> Result<Places, Refusal> {
     let key = client_address::limit_key(request.client);
     let by_default = gateway.enforces_defaults_against(request.peer, request.peer_trusted);
-    if let Some((limit, written)) = rule.handshake_limit()
-        && let Err(retry_after) = limit.check(key, Instant::now())
-    {
-        if written || by_default {
-            return Err(Refusal::HandshakeRate(retry_after));
-        }
-        rule.metrics.would_refuse(Refusal::HandshakeRate(retry_after).row().policy);
-        gateway.warn_of_hop(request.peer);
+    if let Some((limit, written)) = rule.handshake_limit() {
+        let verdict = limit.check(key, Instant::now()).map_err(Refusal::HandshakeRate);
+        pass(gateway, request, rule, record, verdict, written || by_default, HANDSHAKE_RATE)?;
     }
     if rule.websocket == WebSocketMode::Deny {
-        return Err(Refusal::UpgradeDenied);
+        rule.judge(Err(Refusal::UpgradeDenied), record)?;
     }
     check_handshake(request)?;
-    check_origin(request, rule)?;
+    pass(gateway, request, rule, record, check_origin(request, rule), true, Refusal::OriginNotAllowed)?;
     let in_process = gateway.sessions.acquire(key, Enforce::ALL).map_err(|_| Refusal::ProcessConnections)?.guard;
     let (limit, written) = rule.connection_limit();
-    let enforce = Enforce { per_ip: written || by_default, total: true };
-    let in_rule = limit.acquire(key, enforce).map_err(|denied| match denied {
-        Denied::PerIp => Refusal::ConnectionsPerIp,
-        Denied::Total => Refusal::ConnectionsTotal,
-    })?;
-    if in_rule.would_refuse.is_some() {
-        rule.metrics.would_refuse(Refusal::ConnectionsPerIp.row().policy);
-        gateway.warn_of_hop(request.peer);
-    }
+    let enforced = (written || by_default) && !rule.reports_only();
+    let enforce = Enforce { per_ip: enforced, total: !rule.reports_only() };
+    let in_rule = limit.acquire(key, enforce).map_err(refusal_of)?;
+    let verdict = in_rule.would_refuse.map_or(Ok(()), |denied| Err(refusal_of(denied)));
+    let hop = !(written || by_default);
+    pass(gateway, request, rule, record, verdict, !hop, Refusal::ConnectionsPerIp)?;
     Ok(Places {
         _client_descriptor: client_descriptor,
         _upstream_descriptor: gateway.take_descriptor().ok_or(Refusal::ProcessConnections)?,
         _in_rule: in_rule.guard,
         _in_process: in_process,
     })
+}
+
+const HANDSHAKE_RATE: Refusal = Refusal::HandshakeRate(std::time::Duration::ZERO);
+
+fn refusal_of(denied: Denied) -> Refusal {
+    match denied {
+        Denied::PerIp => Refusal::ConnectionsPerIp,
+        Denied::Total => Refusal::ConnectionsTotal,
+    }
+}
+
+/// Counts what a policy decided. `enforced` is false where a limit that nobody wrote meets a hop: then the refusal is
+/// only counted, and one warning says what to set. `policy` names the policy when it lets the handshake pass.
+fn pass(
+    gateway: &Gateway,
+    request: &Request,
+    rule: &Rule,
+    record: &Record,
+    verdict: Result<(), Refusal>,
+    enforced: bool,
+    policy: Refusal,
+) -> Result<(), Refusal> {
+    match verdict {
+        Ok(()) => {
+            rule.metrics.allowed(policy.row().policy);
+            Ok(())
+        }
+        Err(refusal) if enforced => rule.judge(Err(refusal), record),
+        Err(refusal) => {
+            rule.metrics.would_refuse(refusal.row().policy);
+            gateway.warn_of_hop(request.peer);
+            Ok(())
+        }
+    }
 }
 
 /// What RFC 6455 §4.2.1 asks of a client's handshake, and what must not come with one.
@@ -246,12 +287,18 @@ struct Asked {
     sent: Box<RequestHeader>,
 }
 
-async fn ask(request: &Request, rule: &Rule, listener: &ListenerState) -> Result<Asked, Refusal> {
-    let (stream, lease) = rule.upstream.connect(&Preference::None).await.map_err(|error| match error {
+async fn ask(
+    request: &Request,
+    rule: &Rule,
+    to: &Upstream,
+    choice: &Choice,
+    listener: &ListenerState,
+) -> Result<Asked, Refusal> {
+    let (stream, lease) = to.connect(&choice.preference).await.map_err(|error| match error {
         ConnectError::Timeout(_) => Refusal::UpstreamTimeout,
         ConnectError::Unreachable(_) => Refusal::UpstreamUnreachable,
     })?;
-    let sent = Box::new(upstream_request(request, listener)?);
+    let sent = Box::new(upstream_request(request, rule, listener)?);
     let mut session = HttpSession::new(PrereadStream::boxed(stream));
     let answer = timeout(rule.upstream_timeout, async {
         session.write_request_header(sent.clone()).await?;
@@ -264,21 +311,21 @@ async fn ask(request: &Request, rule: &Rule, listener: &ListenerState) -> Result
         pingora::Error::e_explain(ErrorType::InvalidHTTPHeader, "too many interim answers")
     })
     .await;
-    let refusal = match answer {
-        Ok(Ok(answer)) => {
-            lease.endpoint().answered();
-            return Ok(Asked { session, answer, lease, sent });
-        }
-        Ok(Err(error)) if *error.etype() == ErrorType::InvalidHTTPHeader => Refusal::UpstreamMalformed,
-        Ok(Err(_)) => Refusal::UpstreamUnreachable,
-        Err(_) => Refusal::UpstreamTimeout,
-    };
-    lease.endpoint().misbehaved();
-    Err(refusal)
+    let endpoint = lease.endpoint().clone();
+    match &answer {
+        Ok(Ok(_)) => endpoint.answered(),
+        Ok(Err(_)) | Err(_) => endpoint.misbehaved(),
+    }
+    match answer {
+        Ok(Ok(answer)) => Ok(Asked { session, answer, lease, sent }),
+        Ok(Err(error)) if *error.etype() == ErrorType::InvalidHTTPHeader => Err(Refusal::UpstreamMalformed),
+        Ok(Err(_)) => Err(Refusal::UpstreamUnreachable),
+        Err(_) => Err(Refusal::UpstreamTimeout),
+    }
 }
 
 /// The handshake as the backend sees it.
-fn upstream_request(request: &Request, listener: &ListenerState) -> Result<RequestHeader, Refusal> {
+fn upstream_request(request: &Request, rule: &Rule, listener: &ListenerState) -> Result<RequestHeader, Refusal> {
     let malformed = |_| Refusal::MalformedRequest;
     let mut upstream = request.head.request.clone();
     forwarding::strip_hop_by_hop(&mut upstream)?;
@@ -286,6 +333,8 @@ fn upstream_request(request: &Request, listener: &ListenerState) -> Result<Reque
     // No extension can be inspected yet, so none is offered.
     upstream.remove_header(&header::SEC_WEBSOCKET_EXTENSIONS);
     forwarding::tell_client(&mut upstream, request, &listener.config.client_address);
+    forwarding::apply(&rule.request_headers, &mut upstream);
+    forwarding::rewrite(rule.rewrite.as_ref(), &mut upstream).map_err(|_| Refusal::BadPath)?;
     upstream.insert_header("Connection", "Upgrade").map_err(malformed)?;
     upstream.insert_header("Upgrade", "websocket").map_err(malformed)?;
     Ok(upstream)
@@ -411,20 +460,13 @@ pub fn tune_client(io: &TcpStream) {
 }
 
 /// Counts a client that comes back, and says who it is for the end of its session.
-fn note_client(gateway: &Gateway, request: &Request, rule: &Rule) -> reconnects::Client {
+fn note_client(gateway: &Gateway, request: &Request, rule: &Rule, cookie: Option<&[u8]>) -> reconnects::Client {
     let user_agent = request.head.request.headers.get(header::USER_AGENT).map_or(&b""[..], |value| value.as_bytes());
-    let client = gateway.reconnects.client(&rule.name, None, request.client, user_agent);
+    let client = gateway.reconnects.client(&rule.name, cookie, request.client, user_agent);
     match gateway.reconnects.returns(&client, Instant::now()) {
         Some(reconnects::By::Cookie) => rule.metrics.reconnects_by_cookie.inc(),
         Some(reconnects::By::Address) => rule.metrics.reconnects_by_address.inc(),
         None => {}
     }
     client
-}
-
-fn note_passed(metrics: &RuleMetrics) {
-    metrics.accepted.inc();
-    for refusal in [Refusal::OriginNotAllowed, Refusal::HandshakeRate(Default::default()), Refusal::ConnectionsPerIp] {
-        metrics.allowed(refusal.row().policy);
-    }
 }

@@ -2,7 +2,23 @@
 
 use std::time::{Duration, Instant};
 
-use super::message::Rate;
+/// A rate with its burst: `count` in `per` on average, `burst` at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    /// Items...
+    pub count: u64,
+    /// ...in this time.
+    pub per: Duration,
+    /// Items at once.
+    pub burst: u64,
+}
+
+impl Rate {
+    /// So many items a second.
+    pub const fn per_second(count: u64, burst: u64) -> Self {
+        Self { count, per: Duration::from_secs(1), burst }
+    }
+}
 
 /// A rate limit of one session. Shared limits are `governor`'s.
 #[derive(Debug)]

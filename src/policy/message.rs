@@ -4,27 +4,10 @@ use std::time::{Duration, Instant};
 
 use super::Fault;
 use super::gcra::Gcra;
+pub use super::gcra::Rate;
 use super::range::{self, BYTES, HOUR};
 use crate::cause::Cause;
 use crate::ws::scan::Message;
-
-/// A rate with its burst: `count` in `per` on average, `burst` at once.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rate {
-    /// Items...
-    pub count: u64,
-    /// ...in this time.
-    pub per: Duration,
-    /// Items at once.
-    pub burst: u64,
-}
-
-impl Rate {
-    /// So many items a second.
-    pub const fn per_second(count: u64, burst: u64) -> Self {
-        Self { count, per: Duration::from_secs(1), burst }
-    }
-}
 
 /// The `message` settings of a rule. `None` is off.
 #[derive(Clone, Debug, PartialEq, Eq)]

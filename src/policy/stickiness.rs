@@ -1,8 +1,8 @@
 //! Sticky sessions: a client comes back to the endpoint that it had, by a signed cookie or by a hash.
 //!
 //! The cookie says nothing of the endpoint but a MAC over its name, so a client can neither read an address in it nor
-//! choose one: to find the endpoint, the MAC of each is compared. Every gateway with the same secret makes and reads
-//! the same cookies.
+//! choose one: to find the endpoint, the MAC of each is compared. Every gateway with the same secret reads the cookies
+//! of the others. A nonce makes each one its client's own, by which one that comes back is known.
 
 use std::time::Duration;
 
@@ -19,6 +19,13 @@ const MAC_BYTES: usize = 16;
 
 /// The bytes of the time of issue, in seconds since 1970.
 const TIME_BYTES: usize = 8;
+
+/// The bytes of the nonce.
+const NONCE_BYTES: usize = 8;
+
+/// All bytes of a cookie's value, and how long they are in base64.
+const RAW_BYTES: usize = TIME_BYTES + NONCE_BYTES + MAC_BYTES;
+const VALUE_BYTES: usize = RAW_BYTES.div_ceil(3) * 4 - 1;
 
 /// A cookie from a gateway whose clock is ahead of ours by no more than this is taken.
 const CLOCK_SKEW: Duration = Duration::from_secs(300);
@@ -113,20 +120,16 @@ impl StickyCookie {
 
     /// Finds the endpoint that a client had. `cookies` are the values of its Cookie headers, `now` is in seconds since
     /// 1970, `endpoints` are the names that [`StickyCookie::issue`] gets.
-    pub fn find<'a, E: AsRef<str>>(
+    pub fn find<'a>(
         &self,
         rule: &str,
         cookies: impl Iterator<Item = &'a [u8]>,
-        endpoints: &[E],
+        endpoints: impl Iterator<Item = &'a str> + Clone,
         now: u64,
     ) -> Found {
         // A client may hold the cookie for several paths; each is tried, and a browser sends no more than a few.
-        let values = cookies.flat_map(|line| line.split(|byte| *byte == b';')).filter_map(|pair| {
-            let pair = pair.trim_ascii();
-            pair.strip_prefix(self.name.as_bytes())?.strip_prefix(b"=")
-        });
-        for value in values.take(4) {
-            let Some((issued, mac)) = decode(value) else { continue };
+        for value in self.values(cookies).take(4) {
+            let Some(Decoded { issued, nonce, mac }) = decode(value) else { continue };
             let age = now.saturating_sub(issued);
             let in_time = issued <= now + CLOCK_SKEW.as_secs() && self.ttl.is_none_or(|ttl| age <= ttl.as_secs());
             if !in_time {
@@ -134,8 +137,8 @@ impl StickyCookie {
             }
             for (nth, secret) in self.secrets.iter().enumerate() {
                 let found = endpoints
-                    .iter()
-                    .position(|endpoint| bool::from(sign(secret, rule, endpoint.as_ref(), issued).ct_eq(&mac)));
+                    .clone()
+                    .position(|endpoint| bool::from(sign(secret, rule, endpoint, issued, nonce).ct_eq(&mac)));
                 if let Some(index) = found {
                     let renew = nth > 0 || self.ttl.is_some_and(|ttl| age > ttl.as_secs() / 2);
                     return Found::Endpoint { index, renew };
@@ -145,15 +148,25 @@ impl StickyCookie {
         Found::Nothing
     }
 
-    /// The value of a Set-Cookie header that brings a client back to `endpoint`. `tls` says whether it uses TLS.
+    /// The values of the cookies of this name in `cookies`, the values of Cookie headers. RFC 6265 §4.2.
+    pub fn values<'a>(&self, cookies: impl Iterator<Item = &'a [u8]>) -> impl Iterator<Item = &'a [u8]> {
+        cookies.flat_map(|line| line.split(|byte| *byte == b';')).filter_map(|pair| {
+            let pair = pair.trim_ascii();
+            pair.strip_prefix(self.name.as_bytes())?.strip_prefix(b"=")
+        })
+    }
+
+    /// The value of a Set-Cookie header that brings a client back to `endpoint`. `nonce` is random, `tls` says whether
+    /// the client uses TLS.
     ///
     /// # RFC
     /// RFC 6265 §4.1.
-    pub fn issue(&self, rule: &str, endpoint: &str, now: u64, tls: bool) -> String {
-        let mut raw = [0; TIME_BYTES + MAC_BYTES];
+    pub fn issue(&self, rule: &str, endpoint: &str, now: u64, nonce: u64, tls: bool) -> String {
+        let mut raw = [0; RAW_BYTES];
         raw[..TIME_BYTES].copy_from_slice(&now.to_be_bytes());
+        raw[TIME_BYTES..TIME_BYTES + NONCE_BYTES].copy_from_slice(&nonce.to_be_bytes());
         if let Some(secret) = self.secrets.first() {
-            raw[TIME_BYTES..].copy_from_slice(&sign(secret, rule, endpoint, now));
+            raw[TIME_BYTES + NONCE_BYTES..].copy_from_slice(&sign(secret, rule, endpoint, now, nonce));
         }
         let mut cookie = format!("{}={}; Path=/; HttpOnly", self.name, URL_SAFE_NO_PAD.encode(raw));
         if let Some(ttl) = self.ttl {
@@ -188,15 +201,23 @@ impl std::fmt::Debug for StickyCookie {
     }
 }
 
-fn decode(value: &[u8]) -> Option<(u64, [u8; MAC_BYTES])> {
-    let mut raw = [0; TIME_BYTES + MAC_BYTES + 2];
-    // Checked before decoding, so that a long value costs nothing.
-    let len = (value.len() == 32).then(|| URL_SAFE_NO_PAD.decode_slice(value, &mut raw).ok()).flatten()?;
-    let (time, mac) = raw.get(..len)?.split_first_chunk()?;
-    Some((u64::from_be_bytes(*time), mac.try_into().ok()?))
+/// A cookie's value, taken apart and not verified.
+struct Decoded {
+    issued: u64,
+    nonce: u64,
+    mac: [u8; MAC_BYTES],
 }
 
-fn sign(secret: &Hmac<Sha256>, rule: &str, endpoint: &str, issued: u64) -> [u8; MAC_BYTES] {
+fn decode(value: &[u8]) -> Option<Decoded> {
+    let mut raw = [0; RAW_BYTES + 2];
+    // Checked before decoding, so that a long value costs nothing.
+    let len = (value.len() == VALUE_BYTES).then(|| URL_SAFE_NO_PAD.decode_slice(value, &mut raw).ok()).flatten()?;
+    let (time, rest) = raw.get(..len)?.split_first_chunk()?;
+    let (nonce, mac) = rest.split_first_chunk()?;
+    Some(Decoded { issued: u64::from_be_bytes(*time), nonce: u64::from_be_bytes(*nonce), mac: mac.try_into().ok()? })
+}
+
+fn sign(secret: &Hmac<Sha256>, rule: &str, endpoint: &str, issued: u64, nonce: u64) -> [u8; MAC_BYTES] {
     let mut mac = secret.clone();
     for part in [DOMAIN, rule.as_bytes(), endpoint.as_bytes()] {
         // Each part with its length, so that no two lists of parts are the same bytes.
@@ -204,6 +225,7 @@ fn sign(secret: &Hmac<Sha256>, rule: &str, endpoint: &str, issued: u64) -> [u8; 
         mac.update(part);
     }
     mac.update(&issued.to_be_bytes());
+    mac.update(&nonce.to_be_bytes());
     let whole = mac.finalize().into_bytes();
     std::array::from_fn(|at| whole[at])
 }
@@ -274,14 +296,14 @@ mod tests {
     }
 
     fn find(cookie: &StickyCookie, rule: &str, sent: &str, now: u64) -> Found {
-        cookie.find(rule, [sent.as_bytes()].into_iter(), &ENDPOINTS, now)
+        cookie.find(rule, [sent.as_bytes()].into_iter(), ENDPOINTS.into_iter(), now)
     }
 
     #[test]
     fn brings_a_client_back_on_every_gateway_with_the_secret() {
         let (one, other) = (cookie(&["a"]), cookie(&["a"]));
         for (index, endpoint) in ENDPOINTS.iter().enumerate() {
-            let sent = sent(&one.issue("chat", endpoint, 1000, false));
+            let sent = sent(&one.issue("chat", endpoint, 1000, 7, false));
             assert_eq!(find(&other, "chat", &sent, 1000), Found::Endpoint { index, renew: false });
             assert_eq!(find(&other, "chat", &sent, 1000 + HOUR / 2 + 1), Found::Endpoint { index, renew: true });
             assert_eq!(find(&other, "chat", &sent, 1000 + HOUR + 1), Found::Nothing);
@@ -292,16 +314,16 @@ mod tests {
 
     #[test]
     fn an_old_secret_verifies_and_is_renewed() {
-        let sent = sent(&cookie(&["old"]).issue("chat", ENDPOINTS[1], 1000, false));
+        let sent = sent(&cookie(&["old"]).issue("chat", ENDPOINTS[1], 1000, 7, false));
         assert_eq!(find(&cookie(&["new", "old"]), "chat", &sent, 1000), Found::Endpoint { index: 1, renew: true });
     }
 
     #[test]
     fn a_tampered_cookie_chooses_nothing() {
         let cookie = cookie(&["a"]);
-        let good = sent(&cookie.issue("chat", ENDPOINTS[0], 1_000_000, false));
+        let good = sent(&cookie.issue("chat", ENDPOINTS[0], 1_000_000, 7, false));
         let value_at = good.find("sluicegate=").unwrap() + "sluicegate=".len();
-        for at in value_at..value_at + 32 {
+        for at in value_at..value_at + VALUE_BYTES {
             for replacement in [b'A', b'z', b'0', b'-'] {
                 let mut bad = good.clone().into_bytes();
                 if bad[at] == replacement {
@@ -312,7 +334,7 @@ mod tests {
                 assert_eq!(find(&cookie, "chat", &bad, 1_000_000), Found::Nothing, "{bad}");
             }
         }
-        for cut in value_at..value_at + 32 {
+        for cut in value_at..value_at + VALUE_BYTES {
             assert_eq!(find(&cookie, "chat", &good[..cut], 1_000_000), Found::Nothing);
         }
         assert_eq!(find(&cookie, "chat", "sluicegate=10.0.0.1:80", 1_000_000), Found::Nothing);
@@ -321,10 +343,10 @@ mod tests {
     #[test]
     fn says_nothing_of_the_endpoint_and_has_its_attributes() {
         let cookie = cookie(&["a"]);
-        let set = cookie.issue("chat", ENDPOINTS[0], 1000, true);
+        let set = cookie.issue("chat", ENDPOINTS[0], 1000, 7, true);
         assert!(!set.contains("10.0.0.1"));
         assert!(set.ends_with("; Path=/; HttpOnly; Max-Age=3600; SameSite=Lax; Secure"), "{set}");
-        assert!(!cookie.issue("chat", ENDPOINTS[0], 1000, false).contains("Secure"));
+        assert!(!cookie.issue("chat", ENDPOINTS[0], 1000, 7, false).contains("Secure"));
         let shown = format!("{cookie:?}");
         assert!(shown.contains("Auto") && shown.contains("secrets: 1") && !shown.contains("aaaa"), "{shown}");
     }

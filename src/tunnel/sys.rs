@@ -4,7 +4,7 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 
 use crate::policy::keepalive::TcpSnapshot;
 
@@ -72,6 +72,16 @@ fn queued_bytes(fd: RawFd) -> io::Result<u64> {
     // SAFETY: TIOCOUTQ, which is SIOCOUTQ's number, writes one int.
     let result = unsafe { libc::ioctl(fd, libc::TIOCOUTQ, &raw mut queued) };
     if result == 0 { Ok(u64::try_from(queued).unwrap_or(0)) } else { Err(io::Error::last_os_error()) }
+}
+
+/// A descriptor of our own for a socket that somebody else holds open.
+///
+/// # Errors
+/// No descriptor is left, or `fd` is not open.
+pub fn duplicate_socket(fd: RawFd) -> io::Result<socket2::Socket> {
+    // SAFETY: the caller holds `fd` open for this call, which only copies it.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
+    borrowed.try_clone_to_owned().map(socket2::Socket::from)
 }
 
 /// Raises the soft limit of open descriptors to the hard one, and returns what it is then.

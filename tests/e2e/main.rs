@@ -6,6 +6,7 @@
 mod admin;
 mod commands;
 mod endpoints;
+mod features;
 mod forwarding;
 mod heads;
 mod limits;

@@ -97,6 +97,18 @@ fn case_of(refusal: Refusal) -> Case {
             ruled(refusal, "websocket: require", "GET / HTTP/1.1\r\nHost: app.example\r\n\r\n"),
         ),
         R::UpgradeDenied => case("upgrade_denied", 403, ruled(refusal, "websocket: deny", upgrade("/", ""))),
+        R::ClientNotAllowed => {
+            case("client_not_allowed", 403, ruled(refusal, "clients: { deny: [127.0.0.0/8] }", upgrade("/", "")))
+        }
+        R::BodyTooLarge => case(
+            "body_too_large",
+            413,
+            ruled(
+                refusal,
+                "http: { max_body_size: 10B }",
+                "POST / HTTP/1.1\r\nHost: app.example\r\nContent-Length: 11\r\n\r\n",
+            ),
+        ),
         R::OriginNotAllowed => {
             case("origin_not_allowed", 403, ruled(refusal, "", upgrade("/", "Origin: http://evil.example\r\n")))
         }

@@ -68,6 +68,12 @@ impl Config {
         self
     }
 
+    /// A rule before it that needs no upstream.
+    pub fn fixed_rule(mut self, name: &str, keys: &str) -> Self {
+        self.first_rules.push(format!("{{ name: {name}, {keys} }}"));
+        self
+    }
+
     /// Other keys of the file, such as `limits: { connections: 1 }`.
     pub fn more(mut self, lines: &str) -> Self {
         self.more += lines;
