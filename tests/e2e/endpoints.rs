@@ -275,6 +275,46 @@ fn plain_requests_without_an_answer_count_and_any_answer_counts_against_them() {
     }
 }
 
+#[test]
+fn plain_requests_that_are_not_answered_in_time_count() {
+    let (fickle, sound) = (Fickle::start(), Backend::echoing());
+    let (bad, good) = (fickle.backend.address, sound.address);
+    let gateway = Gateway::start(&Config::to(bad).and(good).rule("http: { response_timeout: 500ms }"));
+    let first = session_at(&gateway, bad);
+    let _kept = session_at(&gateway, good);
+    first.close();
+    wait_for_connections(&gateway, bad, 0.0);
+    fickle.set(Mode::Hanging);
+    for _ in 0..3 {
+        assert_eq!(healthy(&gateway, bad), 1.0);
+        gateway.expect_refused(get("/"), Refusal::UpstreamTimeout);
+        wait_for_connections(&gateway, bad, 0.0);
+    }
+    assert_eq!(healthy(&gateway, bad), 0.0);
+    assert_eq!(gateway.ask(&get("/")).status(), 200);
+}
+
+#[test]
+fn clients_that_go_away_say_nothing_of_an_endpoint() {
+    let (fickle, sound) = (Fickle::start(), Backend::echoing());
+    let (slow, good) = (fickle.backend.address, sound.address);
+    let gateway = Gateway::start(&Config::to(slow).and(good));
+    let first = session_at(&gateway, slow);
+    let _kept = session_at(&gateway, good);
+    first.close();
+    wait_for_connections(&gateway, slow, 0.0);
+    fickle.set(Mode::Hanging);
+    for (nth, request) in (2..).zip([get("/"), upgrade("/", "")].iter().cycle().take(8)) {
+        let mut client = gateway.connect();
+        client.send(request);
+        fickle.backend.wait_for_request(nth);
+        drop(client);
+        wait_for_connections(&gateway, slow, 0.0);
+    }
+    assert_eq!(healthy(&gateway, slow), 1.0);
+    gateway.wait_for_metric("sluicegate_handshakes_total", &[("result", "client_gone")], 8.0);
+}
+
 /// A command whose process has a hosts file of its own; `None` where the kernel gives nobody such a view.
 fn with_hosts(hosts: &Path, command: &Command) -> Option<Command> {
     let script = "mount --bind \"$1\" /etc/hosts && shift && exec \"$@\"";
