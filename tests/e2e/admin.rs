@@ -149,6 +149,14 @@ fn an_operator_drains_the_process_and_it_ends() {
 }
 
 #[test]
+fn an_idle_process_answers_the_order_to_drain_before_it_ends() {
+    let (_backend, mut gateway) = start();
+    let answer = gateway.admin_ask("POST", "/drain", "");
+    assert_eq!((answer.status(), answer.json()), (202, json!({ "status": "draining" })));
+    assert_eq!(gateway.wait_for_exit().code(), Some(0));
+}
+
+#[test]
 fn a_signal_behind_the_order_to_drain_does_not_cut_and_a_second_one_does() {
     let backend = Backend::echoing();
     let config = Config::to(backend.address).rule("close_timeout: 5m");
