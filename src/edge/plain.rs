@@ -340,16 +340,16 @@ impl ProxyHttp for Hooks {
             (_, error) if *error == UNASKED_UPGRADE => Refusal::UpstreamInvalidUpgrade,
             _ => Refusal::UpstreamUnreachable,
         };
-        // An answer that breaks off is one all the same: its line says so.
-        let answered = session.response_written().is_some();
+        // An interim answer leaves room for ours. One that breaks off behind its head is an answer all the same: its line
+        // says so.
+        let answered = session.response_written().is_some_and(|head| !head.status.is_informational());
         if let Some(plain) = ctx.as_mut().filter(|_| !answered) {
             plain.alarm = None;
             plain.refused = true;
             plain.routed.record.refused(&refusal, None);
             plain.routed.rule.metrics.refused(&refusal);
-            let silent = matches!(refusal, Refusal::UpstreamTimeout | Refusal::UpstreamMalformed)
-                || *error.etype() == ErrorType::ConnectionClosed;
-            if let Some(endpoint) = plain.tried.last().filter(|endpoint| silent && endpoint.is_reachable()) {
+            let silent = timed_out || brought_no_answer(error);
+            if let Some(endpoint) = plain.tried.last().filter(|_| silent) {
                 endpoint.misbehaved();
             }
         }
@@ -394,6 +394,21 @@ impl ProxyHttp for Hooks {
     ) -> bool {
         true
     }
+}
+
+/// Whether an endpoint that was connected to brought no answer: it hung, broke off, or spoke no HTTP. A client that goes
+/// away says nothing of it.
+fn brought_no_answer(error: &Error) -> bool {
+    let broken = matches!(
+        error.etype(),
+        ErrorType::InvalidHTTPHeader
+            | ErrorType::ConnectionClosed
+            | ErrorType::ReadError
+            | ErrorType::WriteError
+            | ErrorType::ReadTimedout
+            | ErrorType::WriteTimedout
+    );
+    broken && *error.esource() == ErrorSource::Upstream
 }
 
 async fn write(session: &mut Session, answer: answer::Answer) -> pingora::Result<()> {

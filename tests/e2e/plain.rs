@@ -277,6 +277,25 @@ fn an_answer_that_breaks_off_is_seen_to_break_off() {
     client.send(get("/"));
     assert_eq!(client.answer_head().status(), 200);
     assert_eq!(client.rest(), b"half");
+    // Nothing was refused: the client had its answer's head. What is awaited comes behind what is not there.
+    gateway.expect_refused_unruled("GET /../ HTTP/1.1\r\nHost: app.example\r\n\r\n", Refusal::BadPath);
+    let refusals = gateway.lines().into_iter().filter(|line| line["event"] == "refusal").count();
+    assert_eq!((refusals, gateway.metric("sluicegate_handshakes_total", &[("rule", "app")])), (1, 0.0));
+}
+
+#[test]
+fn an_upstream_that_goes_behind_an_interim_answer_is_a_502() {
+    let backend = Backend::answering_and_closing("HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n");
+    let gateway = Gateway::start(&Config::to(backend.address));
+    let before = gateway.before();
+    let mut client = gateway.connect();
+    client.send(get("/"));
+    let mut answer = client.answer();
+    if answer.status() == 103 {
+        answer = client.answer();
+    }
+    check_answer(&answer, Refusal::UpstreamUnreachable);
+    before.expect_told("app", Refusal::UpstreamUnreachable, Some(502), "127.0.0.1");
 }
 
 #[test]
