@@ -226,6 +226,48 @@ fn an_upstream_that_takes_the_request_and_goes_is_a_502_and_is_not_asked_twice()
 }
 
 #[test]
+fn a_request_over_a_pooled_connection_that_ends_is_sent_anew_to_the_same_endpoint() {
+    // Each connection answers one request, and ends with the next.
+    let once = || {
+        Backend::start(|connection| {
+            if let Some(request) = connection.request() {
+                connection.echo_plain(&request);
+                connection.request();
+            }
+        })
+    };
+    let (one, two) = (once(), once());
+    let gateway = Gateway::start(&Config::to(one.address).and(two.address).rule("sticky: { hash: client_ip }"));
+    let seen = |path: &str| {
+        let requests = [&one, &two].map(Backend::requests);
+        requests.map(|requests| requests.iter().filter(|request| request.head.target() == path).count())
+    };
+    assert_eq!(gateway.ask(&get("/first")).status(), 200);
+    let of_its_own = |count: usize| seen("/first").map(|first| first * count);
+    let answer = gateway.ask(&get("/second"));
+    assert_eq!((answer.status(), answer.head.one("x-target")), (200, Some("/second")));
+    assert_eq!(seen("/second"), of_its_own(2));
+    // What may not be repeated is not, and no other endpoint gets it either.
+    gateway.expect_refused(post("/third", "hello"), Refusal::UpstreamUnreachable);
+    assert_eq!(seen("/third"), of_its_own(1));
+}
+
+#[test]
+fn a_request_that_is_not_answered_in_time_over_a_pooled_connection_is_not_sent_anew() {
+    let backend = Backend::start(|connection| {
+        if let Some(request) = connection.request() {
+            connection.echo_plain(&request);
+            connection.request();
+            connection.linger();
+        }
+    });
+    let gateway = Gateway::start(&Config::to(backend.address).rule("http: { response_timeout: 500ms }"));
+    assert_eq!(gateway.ask(&get("/first")).status(), 200);
+    gateway.expect_refused(get("/second"), Refusal::UpstreamTimeout);
+    assert_eq!((backend.requests().len(), backend.connections()), (2, 1));
+}
+
+#[test]
 fn an_answer_that_is_no_http_is_a_502() {
     for answer in ["garbage\r\n\r\n", "SSH-2.0-OpenSSH_9.6\r\n\r\n", "HTTP/1.1 abc\r\n\r\n"] {
         let backend = Backend::answering(answer);
