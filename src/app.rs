@@ -87,6 +87,7 @@ impl App {
 
         // All is bound, and the kernel takes connections: whoever reads a listener's line finds us ready.
         readiness.set_started();
+        metrics.config_loaded(SystemTime::now());
         let mut listeners = Vec::new();
         for (listener, state) in bound {
             let address = listener.local_addr()?;
@@ -110,7 +111,6 @@ impl App {
         };
         let admin = serve_admin("admin", admin, Some(operator))?;
         serve_admin("probes", probes, None)?;
-        metrics.config_loaded(SystemTime::now());
         Event::new("started")
             .field("version", env!("CARGO_PKG_VERSION"))
             .field("descriptor_limit", descriptors)
