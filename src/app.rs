@@ -134,8 +134,8 @@ impl App {
     /// is still there after `drain` is cut. Returns as soon as nothing is left.
     pub async fn drain(&self) {
         let gateway = &self.service.gateway;
-        Event::new("draining").field("sessions", gateway.registry.len()).emit();
         self.readiness.set_draining();
+        Event::new("draining").field("sessions", gateway.registry.len()).emit();
         tokio::time::sleep(self.shutdown.delay).await;
         gateway.refuse_all();
         let all_gone = async {

@@ -27,8 +27,8 @@ enum Act {
 
 fn acts() -> impl Strategy<Value = Vec<Act>> {
     let payload = prop_oneof![
-        4 => proptest::collection::vec(b'a'..b'z', 0..200),
-        1 => proptest::collection::vec(b'a'..b'z', 60_000..70_000),
+        4 => proptest::collection::vec(b'a'..=b'z', 0..200),
+        1 => proptest::collection::vec(b'a'..=b'z', 60_000..70_000),
     ];
     let message = (payload, any::<bool>(), 1usize..5000, any::<bool>()).prop_map(|(payload, text, cut, fragmented)| {
         let first = if text { 1 } else { 2 };

@@ -387,7 +387,12 @@ impl ProxyHttp for Hooks {
         };
         let error_code = answer.status;
         // A client that is gone gets no answer.
-        let _ = write(session, answer).await;
+        if write(session, answer).await.is_ok() {
+            if let Some(plain) = ctx {
+                plain.lease = None;
+            }
+            linger(session).await;
+        }
         FailToProxy { error_code, can_reuse_downstream: false }
     }
 
@@ -438,6 +443,14 @@ fn brought_no_answer(error: &Error) -> bool {
             | ErrorType::WriteTimedout
     );
     broken && *error.esource() == ErrorSource::Upstream
+}
+
+/// Reads and drops what is left of a request that was answered before its end, as [`answer::end`] does.
+async fn linger(session: &mut Session) {
+    let client = session.as_downstream_mut();
+    client.set_read_timeout(Some(answer::LINGER));
+    client.set_total_drain_timeout(Some(answer::LINGER_WHOLE));
+    let _ = client.drain_request_body().await;
 }
 
 async fn write(session: &mut Session, answer: answer::Answer) -> pingora::Result<()> {

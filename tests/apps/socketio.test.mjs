@@ -83,7 +83,7 @@ function user(url) {
     reconnectionDelayMax: 500,
     timeout: 10_000,
   });
-  const cookie = () => socket.io.engine?._cookieJar?.cookies.get("sluicegate")?.value;
+  const cookie = () => new Map(socket.io.engine?._cookieJar?.cookies).get("sluicegate")?.value;
   let last;
   const user = {
     socket,
