@@ -4,18 +4,19 @@
 //
 //   GET /events                 a stream of server-sent events; POST /events sends its body as one to every stream, and
 //                               answers how many there are
-//   GET /poll?hold=MS           a long poll: answers after MS
+//   GET /poll?hold=MS           a long poll: answers after MS, with the port of this server
 //   POST /upload                reads the body; answers its bytes, its SHA-256, and how it was framed
 //   GET /download?bytes=N       N bytes, chunked; with &length=1 by Content-Length. Their SHA-256 is in x-sha256
 //   GET /status/418             that status
 //   GET /moved                  a redirect to /there, with Server and X-Powered-By
 //   GET /seen                   per path (without query) how many requests came, and how many were broken off; as
 //                               `connections` how many connections there were
-// Anything else answers what it saw, as JSON: method, url, headers (as pairs), body.
+// Anything else answers what it saw, as JSON: port, method, url, headers (as pairs), body. A WebSocket echoes.
 
 import { createHash } from "node:crypto";
 import http from "node:http";
 import { Readable } from "node:stream";
+import { WebSocketServer } from "ws";
 import { listen } from "./ready.mjs";
 
 const streams = new Set();
@@ -43,7 +44,8 @@ const server = http.createServer(async (request, response) => {
     for (const stream of streams) stream.write(`data: ${data}\n\n`);
     json(streams.size);
   } else if (pathname === "/poll") {
-    setTimeout(() => json({ held: Number(searchParams.get("hold")) }), Number(searchParams.get("hold")));
+    const held = Number(searchParams.get("hold"));
+    setTimeout(() => json({ held, port: server.address().port }), held);
   } else if (pathname === "/upload") {
     const hash = createHash("sha256");
     let bytes = 0;
@@ -75,8 +77,12 @@ const server = http.createServer(async (request, response) => {
     for (let i = 0; i < request.rawHeaders.length; i += 2) {
       headers.push([request.rawHeaders[i].toLowerCase(), request.rawHeaders[i + 1]]);
     }
-    json({ method: request.method, url: request.url, headers, body: await text(request) });
+    const { port } = server.address();
+    json({ port, method: request.method, url: request.url, headers, body: await text(request) });
   }
+});
+new WebSocketServer({ server }).on("connection", (peer) => {
+  peer.on("message", (data, binary) => peer.send(data, { binary }));
 });
 server.on("connection", () => (seen.connections += 1));
 // Longer than any test, so that only the other side closes.
