@@ -73,9 +73,8 @@ describe("graphql-ws behind the gateway", () => {
   });
 
   test("the server's own close codes arrive: 4403 forbidden, 4406 without its subprotocol", async () => {
-    const codeOf = (graphql) => new Promise((resolve) => graphql.on("closed", ({ code, reason }) => resolve([code, reason])));
     const graphql = connect({ connectionParams: { token: "wrong" } });
-    const closed = codeOf(graphql);
+    const closed = new Promise((resolve) => graphql.on("closed", ({ code, reason }) => resolve([code, reason])));
     await assert.rejects(values(graphql.iterate({ query: "{ hello }" })));
     assert.deepEqual(await closed, [4403, "Forbidden"]);
     await gate.line({ event: "session", close_code: 4403, closed_by: "upstream" });

@@ -37,15 +37,16 @@ rule_files: ["${rules("mqtt")}"]
   });
 
   const connect = async (options = {}) => {
-    const connected = await mqtt.connectAsync(`${gate.ws}/mqtt`, { reconnectPeriod: 0, connectTimeout: 10_000, ...options });
+    const all = { reconnectPeriod: 0, connectTimeout: 10_000, ...options };
+    const connected = await mqtt.connectAsync(`${gate.ws}/mqtt`, all);
     clients.push(connected);
     connected.received = [];
     connected.on("message", (topic, payload, packet) => connected.received.push({ topic, payload, ...packet }));
     return connected;
   };
 
-  for (const protocolVersion of [4, 5]) {
-    test(`delivers QoS 1 to every subscriber, in order and once, in MQTT ${protocolVersion === 4 ? "3.1.1" : "5"}`, async () => {
+  for (const [version, protocolVersion] of [["3.1.1", 4], ["5", 5]]) {
+    test(`delivers QoS 1 to every subscriber, in order and once, in MQTT ${version}`, async () => {
       const topic = `rooms/${protocolVersion}`;
       const subscribers = await Promise.all([1, 2, 3].map(() => connect({ protocolVersion })));
       for (const each of subscribers) {

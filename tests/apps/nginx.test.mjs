@@ -2,7 +2,7 @@
 // the line names, asked the same. A line without a test here fails, and so does a test whose line is gone.
 
 import assert from "node:assert/strict";
-import { execFile, spawn } from "node:child_process";
+import { execFile } from "node:child_process";
 import { once } from "node:events";
 import { mkdir, readFile, rm, writeFile } from "node:fs/promises";
 import http from "node:http";
@@ -24,6 +24,9 @@ const table = new Map(
     .map(([, directive, here]) => [directive, here]),
 );
 const tested = new Set();
+
+/** Waits for an event, not for ever. */
+const event = (emitter, name) => once(emitter, name, { signal: AbortSignal.timeout(20_000) });
 
 let a, b;
 before(async () => {
@@ -47,8 +50,8 @@ const MAIN = ["upstreams", "listeners", "trusted_proxies", "limits", "access_log
  * Starts nginx and Sluicegate before the same backends, and stops them when `work` is over.
  *
  * `here` are the keys of the manual's line, in flow style; `swap` replaces in them what a test cannot have: addresses,
- * and times that are long. `server` is for nginx's server block, which else passes everything to `app`; `outside` is for
- * its http block. `rule` and `main` are more of ours, `files` are put beside both configurations.
+ * and times that are long. `server` is for nginx's server block, `outside` for its http block. `rule` and `main` are more
+ * of ours, `files` are put beside both configurations.
  */
 async function compare({ here = "", swap = {}, server, outside = "", rule = "", main = "", files = {} }, work) {
   const replaced = { "a:1": `127.0.0.1:${a.port}`, "b:1": `127.0.0.1:${b.port}`, "0.0.0.0:8080": "127.0.0.1:0" };
@@ -58,6 +61,7 @@ async function compare({ here = "", swap = {}, server, outside = "", rule = "", 
   const ofMain = MAIN.includes(key);
   const has = (name) => key === name || main.startsWith(name);
   const action = /^(redirect|respond|upstream):/.test(written) ? "" : "upstream: app";
+  const keys = [action, ofMain ? "" : written, rule].filter(Boolean);
   const configuration = [
     "version: 1",
     has("listeners") ? "" : 'listeners: [{ name: public, bind: "127.0.0.1:0" }]',
@@ -65,7 +69,7 @@ async function compare({ here = "", swap = {}, server, outside = "", rule = "", 
     has("upstreams") ? "" : `upstreams: [{ name: app, endpoints: ["127.0.0.1:${a.port}"] }]`,
     ofMain ? written : "",
     main,
-    has("rule_files") ? "" : `rules:\n  - name: app\n    ${[action, ofMain ? "" : written, rule].filter(Boolean).join("\n    ")}`,
+    has("rule_files") ? "" : `rules:\n  - name: app\n    ${keys.join("\n    ")}`,
   ].filter(Boolean).join("\n");
 
   const folder = await temporaryFolder();
@@ -103,7 +107,7 @@ async function compare({ here = "", swap = {}, server, outside = "", rule = "", 
 /** Sends a request as a client of app.example.com; answers status, headers, body, and what the backend saw. */
 async function ask(side, path, { method = "GET", headers = {}, host = HOST, localAddress, body } = {}) {
   const request = http.request(side.http + path, { method, headers: { host, ...headers }, localAddress, agent: false });
-  const answered = once(request, "response", { signal: AbortSignal.timeout(20_000) });
+  const answered = event(request, "response");
   request.on("error", () => {});
   request.end(body);
   const [response] = await answered;
@@ -142,6 +146,12 @@ async function open(side, path = "/", options = {}) {
   ]);
 }
 
+/** How many long polls have come to the backends. */
+async function polls() {
+  const seen = async ({ http }) => (await (await fetch(`${http}/seen`)).json()).requests["/poll"] ?? 0;
+  return (await seen(a)) + (await seen(b));
+}
+
 const both = ({ nginx, sluicegate }) => [nginx, sluicegate];
 const PASS = "location / { proxy_pass http://app; }";
 const BOTH = { '"a:1"': '"a:1", "b:1"' };
@@ -169,8 +179,8 @@ describe("upstreams", () => {
   line("`upstream app { server a:1; server b:1; }`", "uses both servers", (here) =>
     compare({ here, server: PASS, outside: TWO("") }, async (sides) => {
       for (const side of both(sides)) {
-        const held = [ask(side, "/poll?hold=500"), ask(side, "/poll?hold=500")];
-        assert.deepEqual((await Promise.all(held)).map(({ saw }) => saw.port).sort(), [a.port, b.port].sort(), side.name);
+        const held = await Promise.all([ask(side, "/poll?hold=500"), ask(side, "/poll?hold=500")]);
+        assert.deepEqual(held.map(({ saw }) => saw.port).sort(), [a.port, b.port].sort(), side.name);
       }
     }));
 
@@ -236,7 +246,10 @@ describe("upstreams", () => {
         {
           main: `upstreams: [{ name: app, endpoints: ["127.0.0.1:${dead}", "127.0.0.1:${a.port}"] }]`,
           server: PASS,
-          outside: `upstream app { server 127.0.0.1:${dead} max_fails=1 fail_timeout=10s; server 127.0.0.1:${a.port}; }`,
+          outside: `upstream app {
+            server 127.0.0.1:${dead} max_fails=1 fail_timeout=10s;
+            server 127.0.0.1:${a.port};
+          }`,
         },
         async (sides) => {
           for (let i = 0; i < 10; i += 1) await same(sides, `/${i}`, [200, `/${i}`]);
@@ -280,11 +293,8 @@ describe("upstreams", () => {
     ));
 
   function upstreams() {
-    return `upstreams: [{ name: app, endpoints: ["127.0.0.1:${a.port}", "127.0.0.1:${b.port}"], balance: round_robin }]`;
-  }
-  async function polls() {
-    const all = await Promise.all([a, b].map(async ({ http }) => (await (await fetch(`${http}/seen`)).json()).requests));
-    return all.reduce((sum, requests) => sum + (requests["/poll"] ?? 0), 0);
+    const endpoints = [a, b].map(({ port }) => `"127.0.0.1:${port}"`);
+    return `upstreams: [{ name: app, endpoints: [${endpoints}], balance: round_robin }]`;
   }
 });
 
@@ -363,9 +373,9 @@ describe("answers of one's own, paths and headers", () => {
 
   line("`rewrite ^/api/(.*)$ /$1 break;`", "takes a prefix off", (here) =>
     compare({ here, server: "location / { rewrite ^/api/(.*)$ /$1 break; proxy_pass http://app; }" }, async (sides) => {
-      for (const [path, url] of [["/api/users?x=1", "/users?x=1"], ["/api/", "/"], ["/apix/y", "/apix/y"], ["/other", "/other"]]) {
-        await same(sides, path, [200, url]);
-      }
+      await same(sides, "/api/users?x=1", [200, "/users?x=1"]);
+      await same(sides, "/api/", [200, "/"]);
+      for (const path of ["/apix/y", "/other"]) await same(sides, path, [200, path]);
     }));
 
   line("`return 301 https://$host$request_uri;`", "sends the client to https", (here) =>
@@ -399,7 +409,8 @@ describe("answers of one's own, paths and headers", () => {
     "passes WebSockets and requests on one path",
     (here) => {
       assert.equal(here, "not needed");
-      return compare({ outside: UPGRADE_MAP, server: `location / { proxy_pass http://app; ${UPGRADE} }` }, async (sides) => {
+      const server = `location / { proxy_pass http://app; ${UPGRADE} }`;
+      return compare({ outside: UPGRADE_MAP, server }, async (sides) => {
         for (const side of both(sides)) {
           const { socket } = await open(side);
           socket.send("hello");
@@ -426,8 +437,9 @@ describe("answers of one's own, paths and headers", () => {
       await same(sides, "/", [[HOST], ["127.0.0.1"], ["127.0.0.1"], ["http"]], look);
       // The port stays here, as with $http_host, and what a client claims is not passed on.
       const options = { host: `${HOST}:8080`, headers: { "x-forwarded-for": "192.0.2.1" } };
-      assert.deepEqual(look(await ask(sides.nginx, "/", options)).slice(0, 3), [[HOST], ["127.0.0.1"], ["192.0.2.1, 127.0.0.1"]]);
-      assert.deepEqual(look(await ask(sides.sluicegate, "/", options)).slice(0, 3), [[`${HOST}:8080`], ["127.0.0.1"], ["127.0.0.1"]]);
+      const [theirs, ours] = [look(await ask(sides.nginx, "/", options)), look(await ask(sides.sluicegate, "/", options))];
+      assert.deepEqual(theirs, [[HOST], ["127.0.0.1"], ["192.0.2.1, 127.0.0.1"], ["http"]]);
+      assert.deepEqual(ours, [[`${HOST}:8080`], ["127.0.0.1"], ["127.0.0.1"], ["http"]]);
     });
   });
 
@@ -471,7 +483,7 @@ describe("time and size", () => {
       async (sides) => {
         const [quiet, pinged] = await Promise.all(both(sides).map((side) => open(side)));
         // Until here has pinged twice.
-        for (let pings = 0; pings < 2; pings += 1) await once(pinged.socket, "ping", { signal: AbortSignal.timeout(20_000) });
+        for (let pings = 0; pings < 2; pings += 1) await event(pinged.socket, "ping");
         for (const { socket } of [quiet, pinged]) {
           socket.send("still here");
           assert.equal(String((await once(socket, "message"))[0]), "still here");
@@ -482,12 +494,13 @@ describe("time and size", () => {
 
   line("`proxy_buffering off;`, `proxy_request_buffering off;`", "passes events on at once", (here) => {
     assert.equal(here, "not needed");
-    return compare({ server: `location / { proxy_buffering off; proxy_request_buffering off; proxy_pass http://app; }` }, async (sides) => {
+    const server = "location / { proxy_buffering off; proxy_request_buffering off; proxy_pass http://app; }";
+    return compare({ server }, async (sides) => {
       for (const side of both(sides)) {
         const request = http.get(`${side.http}/events`, { agent: false, headers: { host: HOST } });
-        const [response] = await once(request, "response", { signal: AbortSignal.timeout(20_000) });
+        const [response] = await event(request, "response");
         // The stream is open, and its first line is here.
-        const [part] = await once(response, "data", { signal: AbortSignal.timeout(20_000) });
+        const [part] = await event(response, "data");
         assert.match(String(part), /begun/, side.name);
         request.on("error", () => {}).destroy();
       }
@@ -508,7 +521,7 @@ describe("time and size", () => {
       {
         here,
         swap: { "timeout: 10s": "timeout: 1s" },
-        outside: "client_header_timeout 1s; keepalive_timeout 1s; client_header_buffer_size 1k; large_client_header_buffers 4 8k;",
+        outside: "client_header_timeout 1s; keepalive_timeout 1s; large_client_header_buffers 4 8k;",
         server: PASS,
       },
       async (sides) => {
@@ -520,11 +533,12 @@ describe("time and size", () => {
           let answer = "";
           socket.on("data", (part) => (answer += part)).on("error", () => {});
           socket.write(text);
-          await once(socket, "close", { signal: AbortSignal.timeout(20_000) });
+          await event(socket, "close");
           return answer.split("\r\n")[0];
         };
         const begun = `GET / HTTP/1.1\r\nHost: ${HOST}\r\n`;
-        assert.deepEqual(await Promise.all(both(sides).map((side) => late(side, begun))), ["", "HTTP/1.1 408 Request Timeout"]);
+        const cut = await Promise.all(both(sides).map((side) => late(side, begun)));
+        assert.deepEqual(cut, ["", "HTTP/1.1 408 Request Timeout"]);
         // One request, and then silence.
         const kept = await Promise.all(both(sides).map((side) => late(side, `${begun}\r\n`)));
         assert.deepEqual(kept, ["HTTP/1.1 200 OK", "HTTP/1.1 200 OK"]);
@@ -543,7 +557,7 @@ describe("limits", () => {
         server: `location / { limit_req zone=ip burst=20 nodelay; proxy_pass http://app; ${UPGRADE} }`,
       },
       async (sides) => {
-        // nginx lets one and then the burst through, and answers 503; here the burst is all, and it is 429 with the time.
+        // nginx lets one and then the burst through, and answers 503; here the burst is all, and it is 429.
         for (const [side, through, status] of [[sides.nginx, 21, 503], [sides.sluicegate, 20, 429]]) {
           const all = await Promise.all(Array.from({ length: 30 }, () => open(side)));
           for (const { socket } of all) socket?.terminate();
@@ -690,17 +704,25 @@ describe("the process", () => {
     const file = join(folder, "sluicegate.yaml");
     try {
       await mkdir(join(folder, "logs"));
-      const conf = (directive) => `pid ${folder}/pid; error_log stderr; events {} http { access_log off; server { ${directive} 127.0.0.1:${port}; } }`;
-      const yaml = (key) => `version: 1\n${key}: [{ name: public, bind: "127.0.0.1:${port}" }]\nadmin: { bind: "127.0.0.1:0" }\nupstreams: [{ name: app, endpoints: ["127.0.0.1:1"] }]\n`;
+      const conf = (directive) => `
+pid ${folder}/pid;
+error_log stderr;
+events {}
+http { access_log off; server { ${directive} 127.0.0.1:${port}; } }`;
+      const yaml = (key) => `
+version: 1
+${key}: [{ name: public, bind: "127.0.0.1:${port}" }]
+upstreams: [{ name: app, endpoints: ["127.0.0.1:1"] }]`;
+      const asked = (...args) => run("nginx", [...args, "-p", folder, "-c", nginxFile], { env });
       await writeFile(nginxFile, conf("listen"));
       await writeFile(file, yaml("listeners"));
-      await run("nginx", ["-t", "-p", folder, "-c", nginxFile], { env });
+      await asked("-t");
       await run(SLUICEGATE, ["check", "-c", file]);
-      assert.match((await run("nginx", ["-T", "-p", folder, "-c", nginxFile], { env })).stdout, new RegExp(`listen 127.0.0.1:${port}`));
+      assert.match((await asked("-T")).stdout, new RegExp(`listen 127.0.0.1:${port}`));
       assert.match((await run(SLUICEGATE, ["config", "-c", file])).stdout, new RegExp(`127\\.0\\.0\\.1:${port}`));
       await writeFile(nginxFile, conf("lissten"));
       await writeFile(file, yaml("lisseners"));
-      await assert.rejects(run("nginx", ["-t", "-p", folder, "-c", nginxFile], { env }), { code: 1 });
+      await assert.rejects(asked("-t"), { code: 1 });
       await assert.rejects(run(SLUICEGATE, ["check", "-c", file]), { code: 2 });
     } finally {
       await rm(folder, { recursive: true, force: true });
@@ -711,8 +733,9 @@ listeners: [{ name: public, bind: "127.0.0.1:0" }]
 admin: { bind: "127.0.0.1:0" }
 upstreams: [{ name: app, endpoints: ["127.0.0.1:${a.port}"] }]`);
     // What is being answered is answered to its end.
+    const before = await polls();
     const answer = ask(gate, "/poll?hold=500");
-    await eventually(async () => (await (await fetch(`${a.http}/seen`)).json()).requests["/poll"] ?? 0, (count) => count > 0);
+    await eventually(polls, (now) => now > before);
     const ended = gate.stop();
     assert.equal((await answer).status, 200);
     assert.deepEqual(await ended, { code: 0, signal: null });

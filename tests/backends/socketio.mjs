@@ -3,8 +3,8 @@
 //   node socketio.mjs [PORT]
 //
 // The event `echo` comes back as it is, in an acknowledgement when one is asked for; the event `transport` answers with
-// the transport in use, and `port` with the server's own. GET / is plain HTTP; GET /port answers the port, and GET /seen
-// lists every connection so far with its transport at the end.
+// the transport in use, and `port` with the server's own. GET / is plain HTTP; GET /port answers the port; GET /seen lists
+// every connection so far with its transport at the end.
 
 import http from "node:http";
 import { Server } from "socket.io";

@@ -5,7 +5,7 @@
 // Steps, one after another:
 //   {"send": "text"}  {"send_binary": N}  {"send_text": N}   a text, N bytes of binary, N bytes of text
 //   {"send_text_bytes": [255]}                               a text of these bytes, be they UTF-8 or not
-//   {"fragments": ["a", "b"]}  {"fragments": [3, 5]}         one text message in as many frames; a number is so many bytes
+//   {"fragments": ["a", "b"]}  {"fragments": [3, 5]}         one text message in as many frames; N is N bytes
 //   {"ping": "x"}                                            a ping with a payload
 //   {"receive": N}                                           waits until N messages more have come
 //   {"receive_ping": N}  {"receive_pong": N}                 the same for control frames
