@@ -68,7 +68,9 @@ rule_files: ["${rules("mqtt")}"]
 
   test("a session is logged with its subprotocol, and its messages pass as they are", async () => {
     const line = await gate.line({ event: "session", rule: "mqtt" });
-    assert.deepEqual([line.subprotocol, line.path, line.cause], ["mqtt", "/mqtt", "client_closed"]);
+    assert.deepEqual([line.subprotocol, line.path], ["mqtt", "/mqtt"]);
+    // After MQTT's DISCONNECT the broker closes as well, and either may be first.
+    assert.match(line.cause, /^(client|upstream)_closed$/);
     assert.ok(line.messages_in >= 3 && line.messages_out >= 3, JSON.stringify(line));
     const sessions = await (await fetch(bridge.http)).json();
     assert.ok(sessions.every(({ protocol }) => protocol === "mqtt"), JSON.stringify(sessions));
