@@ -146,7 +146,8 @@ async fn round_trips(proxy: &Proxy, in_flight: usize) -> Result<String> {
     let per_million = 1e6 / ROUND_TRIPS as f64;
     let spent = (cpu(&proxy.pids)? - before) * per_million;
     let rate = ROUND_TRIPS as f64 / start.elapsed().as_secs_f64();
-    Ok(format!("{spent:.2} ({:.0} a second)", rate))
+    let spent = if proxy.pids.is_empty() { "–".to_owned() } else { format!("{spent:.2}") };
+    Ok(format!("{spent} ({rate:.0} a second)"))
 }
 
 async fn ping_pong(mut stream: TcpStream, in_flight: usize, rounds: usize) -> std::io::Result<()> {
