@@ -76,11 +76,18 @@ impl App {
             let state = ListenerState { name: config.name.as_str().into(), config };
             bound.push((listener, Arc::new(state)));
         }
-        let admin = match config.admin {
-            Some(config::Admin { bind, .. }) => Some(bind_admin(bind, fallback).map_err(named("admin", bind))?),
+        let admin = match &config.admin {
+            Some(config::Admin { bind, .. }) => Some(bind_admin(*bind, fallback).map_err(named("admin", *bind))?),
+            None => None,
+        };
+        let probes = match config.probes {
+            Some(bind) => Some(listener::bind(bind).map_err(named("probes", bind))?),
             None => None,
         };
 
+        // All is bound, and the kernel takes connections: whoever reads a listener's line finds us ready.
+        readiness.set_started();
+        metrics.config_loaded(SystemTime::now());
         let mut listeners = Vec::new();
         for (listener, state) in bound {
             let address = listener.local_addr()?;
@@ -88,30 +95,27 @@ impl App {
             listeners.push((state.config.name.clone(), address));
             tokio::spawn(listener::accept(listener, state, service.clone(), stopped.clone()));
         }
-        let admin = match admin {
-            Some(listener) => {
-                let address = listener.local_addr()?;
-                announce("admin", address);
-                let operator = Operator {
-                    token: None,
-                    sessions: gateway.registry.clone(),
-                    config: String::new(),
-                    drain: drain_ordered.clone(),
-                };
-                let state =
-                    AdminState { metrics: metrics.clone(), readiness: readiness.clone(), operator: Some(operator) };
-                tokio::spawn(admin::serve(listener, Arc::new(state), stopped.clone()));
-                Some(address)
-            }
-            None => None,
+        let operator = Operator {
+            token: config.admin.and_then(|admin| admin.token),
+            sessions: gateway.registry.clone(),
+            config: config.effective.yaml(),
+            drain: drain_ordered.clone(),
         };
+        let serve_admin = |name: &str, listener: Option<TcpListener>, operator: Option<Operator>| {
+            let Some(listener) = listener else { return Ok::<_, io::Error>(None) };
+            let address = listener.local_addr()?;
+            announce(name, address);
+            let state = AdminState { metrics: metrics.clone(), readiness: readiness.clone(), operator };
+            tokio::spawn(admin::serve(listener, Arc::new(state), stopped.clone()));
+            Ok(Some(address))
+        };
+        let admin = serve_admin("admin", admin, Some(operator))?;
+        serve_admin("probes", probes, None)?;
         Event::new("started")
             .field("version", env!("CARGO_PKG_VERSION"))
             .field("descriptor_limit", descriptors)
             .field("session_limit", gateway.session_limit())
             .emit();
-        metrics.config_loaded(SystemTime::now());
-        readiness.set_started();
         tokio::spawn({
             let (registry, metrics) = (gateway.registry.clone(), metrics.clone());
             async move { registry.sweep(SWEEP_EVERY, &metrics).await }
@@ -130,8 +134,8 @@ impl App {
     /// is still there after `drain` is cut. Returns as soon as nothing is left.
     pub async fn drain(&self) {
         let gateway = &self.service.gateway;
-        Event::new("draining").field("sessions", gateway.registry.len()).emit();
         self.readiness.set_draining();
+        Event::new("draining").field("sessions", gateway.registry.len()).emit();
         tokio::time::sleep(self.shutdown.delay).await;
         gateway.refuse_all();
         let all_gone = async {

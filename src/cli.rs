@@ -132,6 +132,11 @@ pub fn main() -> ExitCode {
 async fn serve(config: Config, fallback: AdminFallback) -> Result<(), String> {
     // Before anything is served: from now on no signal ends the process without its order.
     let mut signals = Signals::listen()?;
+    tokio::spawn(outlive(
+        listen(SignalKind::hangup())?,
+        "SIGHUP: a reload is not in this version; restart to read the file",
+    ));
+    tokio::spawn(outlive(listen(SignalKind::quit())?, "SIGQUIT: a hand-over is not in this version"));
     let app = App::start(config, fallback).await.map_err(|error| error.to_string())?;
     let by_signal = tokio::select! {
         () = signals.next() => true,
@@ -160,7 +165,6 @@ struct Signals {
 
 impl Signals {
     fn listen() -> Result<Self, String> {
-        let listen = |kind| signal(kind).map_err(|error| format!("cannot listen for signals: {error}"));
         Ok(Self { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
     }
 
@@ -170,6 +174,17 @@ impl Signals {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
         }
+    }
+}
+
+fn listen(kind: SignalKind) -> Result<Signal, String> {
+    signal(kind).map_err(|error| format!("cannot listen for signals: {error}"))
+}
+
+/// Keeps a signal that operators send to other proxies for a reload from ending all sessions of this one.
+async fn outlive(mut signal: Signal, warning: &'static str) {
+    while signal.recv().await.is_some() {
+        log::warn!("{warning}");
     }
 }
 

@@ -281,7 +281,7 @@ describe("counters", () => {
     });
     assert.deepEqual(series(text, "policy_decisions_total"), {
       "decision=allowed,policy=origin,rule=app": 4,
-      "decision=allowed,policy=handshake_rate,rule=app": 4,
+      "decision=allowed,policy=handshake_rate,rule=app": 6,
       "decision=allowed,policy=connections_per_ip,rule=app": 4,
       "decision=refused,policy=origin,rule=app": 2,
       "decision=refused,policy=route,rule=none": 1,

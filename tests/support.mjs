@@ -20,7 +20,10 @@ export const rules = (name) => here(`../rules/${name}.yaml`);
 /** Starts a backend, on a port of its own or the given one, and waits for its line `{"listening": PORT}`. */
 export async function backend(script, env = {}, wanted = 0) {
   const [interpreter, file] = command(script);
-  const child = spawn(interpreter, [file, String(wanted)], { stdio: ["pipe", "pipe", "inherit"], env: { ...process.env, ...env } });
+  const child = spawn(interpreter, [file, String(wanted)], {
+    stdio: ["pipe", "pipe", "inherit"],
+    env: { ...process.env, ...env },
+  });
   const exited = new Promise((resolve) => child.once("exit", (code, signal) => resolve({ code, signal })));
   const line = await firstLine(child);
   const { listening: port } = JSON.parse(line);
@@ -38,8 +41,8 @@ export async function backend(script, env = {}, wanted = 0) {
 }
 
 /**
- * Runs the gateway on a configuration, in which `{ bind: 127.0.0.1:0 }` stands for every address; `files` are put beside
- * it. `log` has its lines so far; `line` waits for one that holds the given fields, and `metric` for the value of a
+ * Runs the gateway on a configuration, in which `{ bind: 127.0.0.1:0 }` stands for every address; `files` are put
+ * beside it. `log` has its lines so far; `line` waits for one that holds the given fields, and `metric` for the value of a
  * series.
  */
 export async function gateway(configuration, files = {}) {

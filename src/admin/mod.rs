@@ -93,7 +93,12 @@ async fn answer_one(stream: TcpStream, peer: Option<IpAddr>, state: &AdminState,
         Err(_) => (Answer::problem(408, "head_timeout", "request head not complete in time"), false),
     };
     session.set_keepalive(None);
+    let drains = answer.drains;
     let _ = timeout(ANSWER_TIMEOUT, write(session, answer, has_head)).await;
+    // Behind the answer: an idle process is gone at once.
+    if let Some(operator) = state.operator.as_ref().filter(|_| drains) {
+        operator.drain.send_replace(true);
+    }
 }
 
 async fn write(mut session: ServerSession, answer: Answer, has_head: bool) -> pingora::Result<()> {
@@ -122,11 +127,13 @@ struct Answer {
     body: String,
     /// What goes with it besides.
     header: Option<(&'static str, &'static str)>,
+    /// Whether the process is to drain when it is written.
+    drains: bool,
 }
 
 impl Answer {
     fn new(status: u16, content_type: &'static str, body: String) -> Self {
-        Self { status, content_type, body, header: None }
+        Self { status, content_type, body, header: None, drains: false }
     }
 
     /// RFC 9457.
@@ -223,6 +230,12 @@ mod tests {
 
         fn is_draining(&self) -> bool {
             *self.state.operator.as_ref().unwrap().drain.borrow()
+        }
+
+        /// The order comes behind its answer.
+        async fn wait_for_drain(&self) {
+            let mut order = self.state.operator.as_ref().unwrap().drain.subscribe();
+            timeout(Duration::from_secs(5), order.wait_for(|ordered| *ordered)).await.expect("the order").unwrap();
         }
 
         /// With this Host and these lines.
@@ -347,7 +360,7 @@ mod tests {
             let answer = admin.ask(method, path, &format!("Authorization: bearer {TOKEN}\r\n")).await;
             assert!(is(&answer, status), "{method} {path}: {answer}");
         }
-        assert!(admin.is_draining());
+        admin.wait_for_drain().await;
         // What machines read stays open.
         for path in ["/healthz", "/metrics"] {
             assert!(is(&admin.get(path).await, 200), "{path}");
@@ -375,9 +388,8 @@ mod tests {
                 let answer = admin.ask(method, path, lines).await;
                 assert!(is(&answer, status), "{method} {path}: {answer}");
             }
-            let watch = &admin.state.operator.as_ref().unwrap().drain;
-            watch.send_replace(false);
         }
+        admin.wait_for_drain().await;
     }
 
     #[tokio::test]

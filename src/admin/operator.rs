@@ -60,7 +60,7 @@ impl Operator {
         let query = request.uri.query().unwrap_or_default();
         let answer = match (path, session) {
             ("/config", _) => Ok(Answer::new(200, "application/yaml", self.config.clone())),
-            ("/drain", _) => Ok(self.start_drain(peer)),
+            ("/drain", _) => Ok(start_drain(peer)),
             (_, Some(id)) => self.close(id, query, peer),
             (_, None) => self.list(query),
         };
@@ -121,12 +121,11 @@ impl Operator {
         let body = serde_json::json!({ "session_id": id, "code": code.0 });
         Ok(Answer::new(202, "application/json", body.to_string()))
     }
+}
 
-    fn start_drain(&self, peer: Option<IpAddr>) -> Answer {
-        Event::new("operator").field("action", "drain").field("peer_ip", peer).emit();
-        self.drain.send_replace(true);
-        Answer::new(202, "application/json", r#"{"status":"draining"}"#.to_owned())
-    }
+fn start_drain(peer: Option<IpAddr>) -> Answer {
+    Event::new("operator").field("action", "drain").field("peer_ip", peer).emit();
+    Answer { drains: true, ..Answer::new(202, "application/json", r#"{"status":"draining"}"#.to_owned()) }
 }
 
 /// The values of these parameters; an empty one is none.

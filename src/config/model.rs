@@ -49,7 +49,7 @@ pub struct Config {
 pub struct Admin {
     /// Where they are served; a loopback address when there is no token.
     pub bind: SocketAddr,
-    /// What whoever changes something must present; `None`: nothing.
+    /// What operators must present; `None`: nothing.
     pub token: Option<Token>,
 }
 

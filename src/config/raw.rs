@@ -132,8 +132,8 @@ pub struct RawAddressHeader {
 pub struct RawAdmin {
     /// An address and port; port 0 takes a free one. Default 127.0.0.1:9901. Beyond loopback it needs `token_file`.
     pub bind: Option<String>,
-    /// A file with the token that requests which change something must bear, 16 characters at least. Default: none.
-    /// Without one whoever can reach the address can end sessions.
+    /// A file with the token that requests for `/sessions`, `/drain` and `/config` must bear, 16 characters at least.
+    /// Default: none. Without one whoever can reach the address can end sessions.
     pub token_file: Option<String>,
 }
 

@@ -11,11 +11,14 @@ use tokio::time::timeout;
 
 use crate::cause::Refusal;
 
-/// How long a refused client may take to read its answer and to end its request.
-const LINGER: Duration = Duration::from_secs(1);
+/// How long a client that got its last answer may be silent before its connection is closed.
+pub const LINGER: Duration = Duration::from_secs(1);
 
-/// How much of a refused client's request is read and dropped, in bytes.
-const LINGER_BYTES: usize = 256 << 10;
+/// How long its request is read and dropped, at most.
+pub const LINGER_WHOLE: Duration = Duration::from_secs(10);
+
+/// How much of it is read and dropped, in bytes. A client that sends more without a look at its answer loses it.
+const LINGER_BYTES: usize = 64 << 20;
 
 /// A refusal as an HTTP answer.
 #[derive(Debug)]
@@ -77,11 +80,12 @@ pub async fn refuse(mut io: TcpStream, refusal: &Refusal) {
 /// Ends a connection after its last answer: what still arrives is read and dropped for a moment, since the kernel
 /// would answer it with a reset that destroys the answer on its way. RFC 9112 §9.6.
 pub async fn end(mut io: TcpStream) {
-    let _ = timeout(LINGER, async {
+    let _ = timeout(LINGER_WHOLE, async {
         if io.shutdown().await.is_ok() {
             let mut dropped = 0;
-            let mut scratch = [0; 1024];
-            while let Ok(len @ 1..) = io.read(&mut scratch).await {
+            // Not within the future: every connection would have it for its whole life.
+            let mut scratch = vec![0; 8 << 10];
+            while let Ok(Ok(len @ 1..)) = timeout(LINGER, io.read(&mut scratch)).await {
                 dropped += len;
                 if dropped > LINGER_BYTES {
                     break;

@@ -48,6 +48,10 @@ pub struct Plain {
     access_log: AccessLog,
     started: Instant,
     tried: Vec<Arc<Endpoint>>,
+    /// Where the request is sent anew, over another connection.
+    again: Option<Arc<Endpoint>>,
+    /// It was written to an endpoint, so no other gets it.
+    written: bool,
     lease: Option<Lease>,
     /// Ends the wait for the response's head.
     alarm: Option<ResponseAlarm>,
@@ -132,6 +136,8 @@ impl PlainProxy {
             access_log,
             started: Instant::now(),
             tried: Vec::new(),
+            again: None,
+            written: false,
             lease: None,
             alarm: None,
             timed_out: Arc::default(),
@@ -210,7 +216,8 @@ impl ProxyHttp for Hooks {
     async fn upstream_peer(&self, _session: &mut Session, ctx: &mut Self::CTX) -> pingora::Result<Box<HttpPeer>> {
         let plain = ctx.as_mut().ok_or_else(|| Error::new(ErrorType::InternalError))?;
         let Routed { upstream, choice, rule, .. } = &plain.routed;
-        let Some(endpoint) = upstream.pick(&choice.preference, &plain.tried) else {
+        let again = plain.again.take();
+        let Some(endpoint) = again.or_else(|| upstream.pick(&choice.preference, &plain.tried)) else {
             return Error::e_explain(ErrorType::ConnectError, "no other endpoint");
         };
         plain.tried.push(endpoint.clone());
@@ -238,8 +245,30 @@ impl ProxyHttp for Hooks {
             && let Some(endpoint) = plain.tried.last()
         {
             endpoint.failed(&error.etype().as_str());
-            // Nothing was written, so another endpoint may be tried, as long as there is one.
-            error.set_retry(plain.tried.len() < plain.routed.upstream.endpoints().len());
+            // While nothing was written another endpoint may be tried, as long as there is one.
+            error.set_retry(!plain.written && plain.tried.len() < plain.routed.upstream.endpoints().len());
+        }
+        error
+    }
+
+    /// An upstream may close a connection of the pool just when a request is written to it. One that may be repeated is
+    /// sent anew over another connection, to the same endpoint. RFC 9112 §9.3.1.
+    fn error_while_proxy(
+        &self,
+        _peer: &HttpPeer,
+        session: &mut Session,
+        mut error: Box<Error>,
+        ctx: &mut Self::CTX,
+        reused: bool,
+    ) -> Box<Error> {
+        let repeatable = session.req_header().method.is_idempotent() && !session.as_ref().retry_buffer_truncated();
+        error.retry.decide_reuse(reused && repeatable);
+        let Some(plain) = ctx else { return error };
+        plain.written = true;
+        let retry = error.retry() && repeatable && !plain.timed_out.load(Ordering::Relaxed);
+        error.set_retry(retry);
+        if retry {
+            plain.again = plain.tried.pop();
         }
         error
     }
@@ -340,16 +369,16 @@ impl ProxyHttp for Hooks {
             (_, error) if *error == UNASKED_UPGRADE => Refusal::UpstreamInvalidUpgrade,
             _ => Refusal::UpstreamUnreachable,
         };
-        // An answer that breaks off is one all the same: its line says so.
-        let answered = session.response_written().is_some();
+        // An interim answer leaves room for ours. One that breaks off behind its head is an answer all the same: its line
+        // says so.
+        let answered = session.response_written().is_some_and(|head| !head.status.is_informational());
         if let Some(plain) = ctx.as_mut().filter(|_| !answered) {
             plain.alarm = None;
             plain.refused = true;
             plain.routed.record.refused(&refusal, None);
             plain.routed.rule.metrics.refused(&refusal);
-            let silent = matches!(refusal, Refusal::UpstreamTimeout | Refusal::UpstreamMalformed)
-                || *error.etype() == ErrorType::ConnectionClosed;
-            if let Some(endpoint) = plain.tried.last().filter(|endpoint| silent && endpoint.is_reachable()) {
+            let silent = timed_out || brought_no_answer(error);
+            if let Some(endpoint) = plain.tried.last().filter(|_| silent) {
                 endpoint.misbehaved();
             }
         }
@@ -358,7 +387,12 @@ impl ProxyHttp for Hooks {
         };
         let error_code = answer.status;
         // A client that is gone gets no answer.
-        let _ = write(session, answer).await;
+        if write(session, answer).await.is_ok() {
+            if let Some(plain) = ctx {
+                plain.lease = None;
+            }
+            linger(session).await;
+        }
         FailToProxy { error_code, can_reuse_downstream: false }
     }
 
@@ -394,6 +428,29 @@ impl ProxyHttp for Hooks {
     ) -> bool {
         true
     }
+}
+
+/// Whether an endpoint that was connected to brought no answer: it hung, broke off, or spoke no HTTP. A client that goes
+/// away says nothing of it.
+fn brought_no_answer(error: &Error) -> bool {
+    let broken = matches!(
+        error.etype(),
+        ErrorType::InvalidHTTPHeader
+            | ErrorType::ConnectionClosed
+            | ErrorType::ReadError
+            | ErrorType::WriteError
+            | ErrorType::ReadTimedout
+            | ErrorType::WriteTimedout
+    );
+    broken && *error.esource() == ErrorSource::Upstream
+}
+
+/// Reads and drops what is left of a request that was answered before its end, as [`answer::end`] does.
+async fn linger(session: &mut Session) {
+    let client = session.as_downstream_mut();
+    client.set_read_timeout(Some(answer::LINGER));
+    client.set_total_drain_timeout(Some(answer::LINGER_WHOLE));
+    let _ = client.drain_request_body().await;
 }
 
 async fn write(session: &mut Session, answer: answer::Answer) -> pingora::Result<()> {

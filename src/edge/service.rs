@@ -80,7 +80,7 @@ impl Service {
             if let Err(refusal) = self.check(&rule, &request, &record) {
                 rule.metrics.refused(&refusal);
                 record.refused(&refusal, None);
-                return answer::refuse(io, &refusal).await;
+                return Box::pin(answer::refuse(io, &refusal)).await;
             }
             let started = Instant::now();
             let answered = match &rule.action {
@@ -89,7 +89,8 @@ impl Service {
                     let choice = sticky::choose(&rule, &upstream, &request);
                     let routed = Routed { request, rule, upstream, choice, record };
                     if routed.request.intent == Intent::WebSocket {
-                        return upgrade::serve(gateway, &listener, io, routed, descriptor).await;
+                        // Boxed, as below: a connection that waits for a head should not own what an answer needs.
+                        return Box::pin(upgrade::serve(gateway, &listener, io, routed, descriptor)).await;
                     }
                     let Some(upstream_descriptor) = gateway.take_descriptor() else {
                         return self
@@ -98,8 +99,6 @@ impl Service {
                     };
                     let source = listener.config.client_address.clone();
                     let log = gateway.access_log;
-                    // Boxed: what Pingora needs for a request is large, and a connection that waits for one should not
-                    // own it.
                     match Box::pin(self.plain.serve(io, routed, source, log, upstream_descriptor)).await {
                         Some((stream, unread)) => (io, read) = (stream, unread),
                         None => return,
@@ -107,8 +106,8 @@ impl Service {
                     first = false;
                     continue;
                 }
-                Action::Redirect(redirect) => fixed::redirect(io, &request, &rule, redirect).await,
-                Action::Respond(respond) => fixed::respond(io, &request, &rule, respond).await,
+                Action::Redirect(redirect) => Box::pin(fixed::redirect(io, &request, &rule, redirect)).await,
+                Action::Respond(respond) => Box::pin(fixed::respond(io, &request, &rule, respond)).await,
             };
             let line = PlainAnswer {
                 upstream: None,
@@ -154,6 +153,6 @@ impl Service {
     ) {
         self.gateway.no_rule.refused(&refusal);
         record.unwrap_or_else(|| Record::of_peer(&listener.name, peer)).refused(&refusal, None);
-        answer::refuse(io, &refusal).await;
+        Box::pin(answer::refuse(io, &refusal)).await;
     }
 }

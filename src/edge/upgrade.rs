@@ -4,7 +4,6 @@
 //! verified; the 101 is written at once. A tunnel is a task of its own, so that what the handshake needed is given
 //! back. A client's connection ends here in every case: a refused upgrade closes it.
 
-use std::io;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
@@ -97,9 +96,9 @@ pub async fn serve(
         forwarding::apply(&rule.response_headers, &mut *asked.answer);
         let refusal = Refusal::UpstreamAnswered(asked.answer.status.as_u16());
         metrics.refused(&refusal);
-        record.refused(&refusal, None);
         // Places and lease are held until the answer is relayed: it takes an upstream connection like any other.
-        relay(&mut io, &mut asked, rule.upstream_timeout).await;
+        let relayed = relay(&mut io, &mut asked, rule.upstream_timeout).await;
+        record.refused(&refusal, relayed.err().map(BrokenOff::detail));
         return answer::end(io).await;
     }
     if let Err(error) = verify(&request, &asked) {
@@ -370,8 +369,24 @@ fn write_end_to_end_headers(into: &mut Vec<u8>, answer: &ResponseHeader, without
     }
 }
 
+/// Who broke a relayed answer off.
+#[derive(Clone, Copy)]
+enum BrokenOff {
+    ByClient,
+    ByUpstream,
+}
+
+impl BrokenOff {
+    fn detail(self) -> &'static str {
+        match self {
+            Self::ByClient => "the client did not take the whole answer",
+            Self::ByUpstream => "the upstream broke the answer off",
+        }
+    }
+}
+
 /// Relays an answer that is no 101 as what it is, and with it the end of the connection.
-async fn relay(io: &mut TcpStream, asked: &mut Asked, step_timeout: std::time::Duration) {
+async fn relay(io: &mut TcpStream, asked: &mut Asked, step_timeout: std::time::Duration) -> Result<(), BrokenOff> {
     let answer = &asked.answer;
     let status = answer.status;
     let reason = answer.get_reason_phrase().unwrap_or("");
@@ -390,7 +405,7 @@ async fn relay(io: &mut TcpStream, asked: &mut Asked, step_timeout: std::time::D
     }
     head.extend_from_slice(if chunked { b"Transfer-Encoding: chunked\r\n\r\n" } else { b"\r\n" });
     // An error on either side breaks off the body, and the end of the connection shows that to the client.
-    let _ = relay_body(io, &mut asked.session, &head, has_body, chunked, step_timeout).await;
+    relay_body(io, &mut asked.session, &head, has_body, chunked, step_timeout).await
 }
 
 async fn relay_body(
@@ -400,10 +415,10 @@ async fn relay_body(
     has_body: bool,
     chunked: bool,
     step_timeout: std::time::Duration,
-) -> io::Result<()> {
+) -> Result<(), BrokenOff> {
     let write = async |io: &mut TcpStream, bytes: &[u8]| match timeout(step_timeout, io.write_all(bytes)).await {
-        Ok(written) => written,
-        Err(_) => Err(io::ErrorKind::TimedOut.into()),
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_)) | Err(_) => Err(BrokenOff::ByClient),
     };
     write(io, head).await?;
     if !has_body {
@@ -413,7 +428,7 @@ async fn relay_body(
         let piece = match timeout(step_timeout, session.read_body_bytes()).await {
             Ok(Ok(Some(piece))) if piece.is_empty() => continue,
             Ok(Ok(piece)) => piece,
-            Ok(Err(_)) | Err(_) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(Err(_)) | Err(_) => return Err(BrokenOff::ByUpstream),
         };
         match piece {
             Some(piece) if chunked => {

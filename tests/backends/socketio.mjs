@@ -3,7 +3,8 @@
 //   node socketio.mjs [PORT]
 //
 // The event `echo` comes back as it is, in an acknowledgement when one is asked for; the event `transport` answers with
-// the transport in use. GET / is plain HTTP; GET /seen lists every connection so far with its transport at the end.
+// the transport in use, and `port` with the server's own. GET / is plain HTTP; GET /port answers the port; GET /seen lists
+// every connection so far with its transport at the end.
 
 import http from "node:http";
 import { Server } from "socket.io";
@@ -15,6 +16,8 @@ const server = http.createServer((request, response) => {
   if (request.url === "/seen") {
     response.setHeader("content-type", "application/json");
     response.end(JSON.stringify(connections));
+  } else if (request.url === "/port") {
+    response.end(String(server.address().port));
   } else {
     response.setHeader("content-type", "text/plain");
     response.end("socket.io backend\n");
@@ -31,6 +34,7 @@ new Server(server).on("connection", (socket) => {
     else socket.emit("echo", value);
   });
   socket.on("transport", (acknowledge) => acknowledge(socket.conn.transport.name));
+  socket.on("port", (acknowledge) => acknowledge(server.address().port));
   socket.on("disconnect", (why) => (connection.ended = why));
 });
 

@@ -2,7 +2,7 @@
 //
 //   node ws_echo.mjs [PORT]        PERMESSAGE_DEFLATE=1 accepts compression
 //
-// WebSocket, by path: anything else echoes text and binary verbatim
+// WebSocket, by the last segment of the path: anything else echoes text and binary verbatim
 //   /close?code=4001&reason=bye    closes at once (without `code`: an empty Close frame)
 //   /terminate                     ends the TCP connection at once, without a Close frame
 //   /flood?bytes=N&messages=M      sends M (1) binary messages of N bytes, then echoes
@@ -52,6 +52,7 @@ const endpointWithoutPongs = new WebSocketServer({ ...options, autoPong: false }
 
 server.on("upgrade", (request, socket, head) => {
   const url = new URL(request.url, "http://backend");
+  url.pathname = `/${url.pathname.split("/").at(-1)}`;
   if (url.pathname === "/refuse") {
     const status = Number(url.searchParams.get("status") ?? 401);
     socket.end(

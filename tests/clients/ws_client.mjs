@@ -4,7 +4,8 @@
 //
 // Steps, one after another:
 //   {"send": "text"}  {"send_binary": N}  {"send_text": N}   a text, N bytes of binary, N bytes of text
-//   {"fragments": ["a", "b"]}                                one text message in as many frames
+//   {"send_text_bytes": [255]}                               a text of these bytes, be they UTF-8 or not
+//   {"fragments": ["a", "b"]}  {"fragments": [3, 5]}         one text message in as many frames; N is N bytes
 //   {"ping": "x"}                                            a ping with a payload
 //   {"receive": N}                                           waits until N messages more have come
 //   {"receive_ping": N}  {"receive_pong": N}                 the same for control frames
@@ -91,8 +92,11 @@ const actions = {
   send: (text) => sent(text),
   send_binary: (bytes) => sent(Buffer.alloc(bytes, "b")),
   send_text: (bytes) => sent("t".repeat(bytes)),
+  send_text_bytes: (bytes) => sent(Buffer.from(bytes), { binary: false }),
   fragments: async (parts) => {
-    for (const [i, part] of parts.entries()) await sent(part, { fin: i === parts.length - 1 });
+    for (const [i, part] of parts.entries()) {
+      await sent(typeof part === "number" ? "t".repeat(part) : part, { fin: i === parts.length - 1 });
+    }
   },
   ping: (payload) => socket.ping(payload),
   receive: (count) => arrived("messages", count),

@@ -404,12 +404,28 @@ pub fn idle_timeout() {
 
 // ---- the operator, and the end of the process -----------------------------------------------------------------------
 
-#[test]
-fn no_operator_can_end_a_session_yet() {
+pub fn operator() {
     let upstream = Upstream::bind();
-    let gateway = Gateway::start(upstream.address(), &[]);
-    let answer = gateway.asks_admin("DELETE", "/sessions/0000000000000000?code=1012");
-    assert!(answer.contains("no such endpoint"), "it can be made now, so `operator` needs a case: {answer}");
+    for (query, code) in [("", 1012), ("?code=1012", 1012), ("?code=1000", 1000), ("?code=4321", 4321)] {
+        let gateway = Gateway::start(upstream.address(), &[]);
+        let (mut client, mut backend) = upstream.open(&gateway);
+        // A message in progress is delivered first: the Close frame comes behind it.
+        client.send_frame(BEGIN_TEXT, b"begun");
+        backend.expect(BEGIN_TEXT, b"begun");
+        let listed = gateway.asks_admin("GET", "/sessions");
+        let id = listed.split("\"session_id\":\"").nth(1).expect("a session").split('"').next().expect("its id");
+        let answer = gateway.asks_admin("DELETE", &format!("/sessions/{id}{query}"));
+        assert!(answer.starts_with("HTTP/1.1 202 "), "{answer}");
+        client.send_frame(END_TEXT, b", ended");
+        backend.expect(END_TEXT, b", ended");
+        backend.expect_close_and_end(1001);
+        assert_eq!(client.expect_close(code), "closed by the operator");
+        client.send_close(code, "");
+        client.expect_end();
+        drop((client, backend));
+        let line = gateway.assert_end(End { policy: None, ..ours("operator", "", code) });
+        assert_eq!(line["session_id"].as_str(), Some(id), "{line}");
+    }
 }
 
 pub fn drain() {

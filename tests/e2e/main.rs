@@ -3,7 +3,9 @@
 //! A test never sleeps to let something happen: it waits for a log line, a metric or bytes, until a deadline that only
 //! a broken gateway reaches.
 
+mod admin;
 mod commands;
+mod endpoints;
 mod features;
 mod forwarding;
 mod heads;

@@ -226,6 +226,48 @@ fn an_upstream_that_takes_the_request_and_goes_is_a_502_and_is_not_asked_twice()
 }
 
 #[test]
+fn a_request_over_a_pooled_connection_that_ends_is_sent_anew_to_the_same_endpoint() {
+    // Each connection answers one request, and ends with the next.
+    let once = || {
+        Backend::start(|connection| {
+            if let Some(request) = connection.request() {
+                connection.echo_plain(&request);
+                connection.request();
+            }
+        })
+    };
+    let (one, two) = (once(), once());
+    let gateway = Gateway::start(&Config::to(one.address).and(two.address).rule("sticky: { hash: client_ip }"));
+    let seen = |path: &str| {
+        let requests = [&one, &two].map(Backend::requests);
+        requests.map(|requests| requests.iter().filter(|request| request.head.target() == path).count())
+    };
+    assert_eq!(gateway.ask(&get("/first")).status(), 200);
+    let of_its_own = |count: usize| seen("/first").map(|first| first * count);
+    let answer = gateway.ask(&get("/second"));
+    assert_eq!((answer.status(), answer.head.one("x-target")), (200, Some("/second")));
+    assert_eq!(seen("/second"), of_its_own(2));
+    // What may not be repeated is not, and no other endpoint gets it either.
+    gateway.expect_refused(post("/third", "hello"), Refusal::UpstreamUnreachable);
+    assert_eq!(seen("/third"), of_its_own(1));
+}
+
+#[test]
+fn a_request_that_is_not_answered_in_time_over_a_pooled_connection_is_not_sent_anew() {
+    let backend = Backend::start(|connection| {
+        if let Some(request) = connection.request() {
+            connection.echo_plain(&request);
+            connection.request();
+            connection.linger();
+        }
+    });
+    let gateway = Gateway::start(&Config::to(backend.address).rule("http: { response_timeout: 500ms }"));
+    assert_eq!(gateway.ask(&get("/first")).status(), 200);
+    gateway.expect_refused(get("/second"), Refusal::UpstreamTimeout);
+    assert_eq!((backend.requests().len(), backend.connections()), (2, 1));
+}
+
+#[test]
 fn an_answer_that_is_no_http_is_a_502() {
     for answer in ["garbage\r\n\r\n", "SSH-2.0-OpenSSH_9.6\r\n\r\n", "HTTP/1.1 abc\r\n\r\n"] {
         let backend = Backend::answering(answer);
@@ -277,6 +319,25 @@ fn an_answer_that_breaks_off_is_seen_to_break_off() {
     client.send(get("/"));
     assert_eq!(client.answer_head().status(), 200);
     assert_eq!(client.rest(), b"half");
+    // Nothing was refused: the client had its answer's head. What is awaited comes behind what is not there.
+    gateway.expect_refused_unruled("GET /../ HTTP/1.1\r\nHost: app.example\r\n\r\n", Refusal::BadPath);
+    let refusals = gateway.lines().into_iter().filter(|line| line["event"] == "refusal").count();
+    assert_eq!((refusals, gateway.metric("sluicegate_handshakes_total", &[("rule", "app")])), (1, 0.0));
+}
+
+#[test]
+fn an_upstream_that_goes_behind_an_interim_answer_is_a_502() {
+    let backend = Backend::answering_and_closing("HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n");
+    let gateway = Gateway::start(&Config::to(backend.address));
+    let before = gateway.before();
+    let mut client = gateway.connect();
+    client.send(get("/"));
+    let mut answer = client.answer();
+    if answer.status() == 103 {
+        answer = client.answer();
+    }
+    check_answer(&answer, Refusal::UpstreamUnreachable);
+    before.expect_told("app", Refusal::UpstreamUnreachable, Some(502), "127.0.0.1");
 }
 
 #[test]

@@ -200,3 +200,16 @@ fn a_handshake_that_the_upstream_has_not_answered_is_told_503() {
     let line = gateway.wait_for_log(|line| line["event"] == "refusal");
     assert_eq!((&line["cause"], &line["rule"]), (&"draining".into(), &"app".into()), "{line}");
 }
+
+#[test]
+fn signals_that_mean_a_reload_elsewhere_end_nothing() {
+    let (_backend, mut gateway) = start("", "");
+    let mut session = gateway.session();
+    for (signal, says) in [("HUP", "a reload is not in this version"), ("QUIT", "a hand-over is not in this version")] {
+        gateway.signal(signal);
+        let says_so = |line: &serde_json::Value| line["message"].as_str().is_some_and(|text| text.contains(says));
+        gateway.wait_for_log(says_so);
+        session.expect_echo("still here");
+    }
+    assert!(gateway.is_running());
+}

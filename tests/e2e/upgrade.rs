@@ -492,11 +492,14 @@ fn an_answer_that_breaks_off_is_seen_to_break_off() {
     ] {
         let backend = Backend::answering_and_closing(answer);
         let gateway = Gateway::start(&Config::to(backend.address));
+        let before = gateway.before();
         let mut client = gateway.connect();
         client.send(upgrade("/", ""));
         let head = client.answer_head();
         assert_eq!(head.status(), 200);
         let rest = client.rest();
+        let line = before.expect_told("app", Refusal::UpstreamAnswered(200), Some(200), "127.0.0.1");
+        assert_eq!(line["detail"], "the upstream broke the answer off", "{line}");
         assert!(!rest.ends_with(b"0\r\n\r\n"), "{}", rest.escape_ascii());
         assert!(head.has("transfer-encoding") || rest.len() < 80, "{}", rest.escape_ascii());
     }

@@ -338,6 +338,17 @@ mod tests {
         assert!(unresolvable.resolved.lock().await.as_ref().unwrap().failure.is_some());
     }
 
+    #[tokio::test]
+    async fn a_name_is_looked_up_again_after_a_while_and_what_it_meant_before_is_left() {
+        let local = endpoint("localhost:9");
+        let before = vec!["192.0.2.1:9".parse().unwrap()];
+        for (age, changed) in [(RESOLVE_EVERY - Duration::from_secs(5), false), (RESOLVE_EVERY, true)] {
+            *local.resolved.lock().await =
+                Some(Resolved { at: Instant::now() - age, addresses: before.clone(), failure: None });
+            assert_eq!(local.resolve().await.unwrap() != before, changed, "{age:?}");
+        }
+    }
+
     #[tokio::test(start_paused = true)]
     async fn three_connections_without_an_answer_eject_for_a_while() {
         let endpoint = endpoint("127.0.0.1:9");

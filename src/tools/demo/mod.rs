@@ -26,6 +26,9 @@ const ADMIN_PORT: u16 = 9901;
 /// A port that cannot be bound, as a sentence.
 pub async fn run(run_for: Option<Duration>) -> Result<(), String> {
     let failed = |error: std::io::Error| error.to_string();
+    // Before anything is printed: whoever reads the URL may end the demo.
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
     let backend = backend::Backend::bind(events::tap).await.map_err(failed)?;
     let file = configuration(backend.address());
     let app = App::start(load(&file)?, AdminFallback::FreePort).await.map_err(failed)?;
@@ -41,8 +44,6 @@ pub async fn run(run_for: Option<Duration>) -> Result<(), String> {
     }
     println!("\nOpen {url} in a browser. Ctrl-C ends the demo.");
 
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
-    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
     let time_is_up = async {
         match run_for {
             Some(run_for) => tokio::time::sleep(run_for).await,

@@ -45,7 +45,11 @@ pub struct Connection {
 impl Backend {
     /// A backend that serves each connection with `serve`, in a thread of its own.
     pub fn start(serve: impl Fn(&mut Connection) + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        Self::over(TcpListener::bind("127.0.0.1:0").expect("a free port"), serve)
+    }
+
+    /// The same over a listener of the test's.
+    pub fn over(listener: TcpListener, serve: impl Fn(&mut Connection) + Send + Sync + 'static) -> Self {
         let address = listener.local_addr().expect("it listens");
         let seen = Arc::<Seen>::default();
         let serve = Arc::new(serve);
@@ -92,15 +96,7 @@ impl Backend {
     /// Takes every handshake and echoes data messages; answers pings and Close frames. Other requests get `200`, with
     /// the request's body.
     pub fn echoing() -> Self {
-        Self::start(|connection| {
-            while let Some(request) = connection.request() {
-                if request.head.has("upgrade") {
-                    connection.io.send(switching(""));
-                    return connection.echo();
-                }
-                connection.echo_plain(&request);
-            }
-        })
+        Self::start(Connection::serve)
     }
 
     /// The requests so far.
@@ -133,6 +129,17 @@ impl Connection {
         self.seen.requests.lock().push(request.clone());
         self.seen.more.notify_all();
         Some(request)
+    }
+
+    /// Takes a handshake and echoes data messages; echoes the bodies of other requests.
+    pub fn serve(&mut self) {
+        while let Some(request) = self.request() {
+            if request.head.has("upgrade") {
+                self.io.send(switching(""));
+                return self.echo();
+            }
+            self.echo_plain(&request);
+        }
     }
 
     /// Waits for the end of the connection.

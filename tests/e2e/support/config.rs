@@ -8,7 +8,10 @@ pub struct Config {
     upstream: String,
     rule: String,
     first_rules: Vec<String>,
+    admin: String,
     more: String,
+    /// Files beside it: their names and what is in them.
+    pub files: Vec<(&'static str, &'static str)>,
 }
 
 impl Config {
@@ -53,6 +56,18 @@ impl Config {
         self
     }
 
+    /// Keys of `admin` besides `bind`.
+    pub fn admin(mut self, keys: &str) -> Self {
+        self.admin = format!(", {keys}");
+        self
+    }
+
+    /// A file beside this one.
+    pub fn file(mut self, name: &'static str, text: &'static str) -> Self {
+        self.files.push((name, text));
+        self
+    }
+
     /// A rule before it that needs no upstream.
     pub fn fixed_rule(mut self, name: &str, keys: &str) -> Self {
         self.first_rules.push(format!("{{ name: {name}, {keys} }}"));
@@ -68,12 +83,12 @@ impl Config {
 
     /// The file.
     pub fn yaml(&self) -> String {
-        let Self { endpoints, listener, upstream, rule, first_rules, more } = self;
+        let Self { endpoints, listener, upstream, rule, first_rules, admin, more, files: _ } = self;
         let first_rules: String = first_rules.iter().map(|rule| format!("  - {rule}\n")).collect();
         format!(
             "version: 1\n\
              listeners:\n  - {{ name: public, bind: \"127.0.0.1:0\"{listener} }}\n\
-             admin: {{ bind: \"127.0.0.1:0\" }}\n\
+             admin: {{ bind: \"127.0.0.1:0\"{admin} }}\n\
              upstreams:\n  - {{ name: app, endpoints: {endpoints:?}{upstream} }}\n\
              rules:\n{first_rules}  - {{ name: app, upstream: app{rule} }}\n{more}"
         )

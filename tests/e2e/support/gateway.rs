@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -29,7 +30,7 @@ pub struct Gateway {
     pub address: SocketAddr,
     /// The admin endpoint.
     pub admin: SocketAddr,
-    _folder: TempDir,
+    folder: TempDir,
 }
 
 /// What the process wrote to standard error so far.
@@ -55,19 +56,27 @@ pub fn binary() -> Command {
 impl Gateway {
     /// Starts the binary on a file and waits until it listens.
     pub fn start(config: &Config) -> Self {
+        Self::start_by(binary(), config)
+    }
+
+    /// Starts a command that becomes the binary, on a file, and waits until it listens.
+    pub fn start_by(command: Command, config: &Config) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let file = folder.path().join("sluicegate.yaml");
         std::fs::write(&file, config.yaml()).expect("the configuration is written");
-        Self::start_in(folder, &["-c", file.to_str().expect("a path in UTF-8")])
+        for (name, text) in &config.files {
+            std::fs::write(folder.path().join(name), text).expect("a file is written");
+        }
+        Self::start_in(folder, command, &["-c", file.to_str().expect("a path in UTF-8")])
     }
 
     /// Starts `run` with these arguments and waits until it listens.
     pub fn start_with(args: &[&str]) -> Self {
-        Self::start_in(tempfile::tempdir().expect("a folder"), args)
+        Self::start_in(tempfile::tempdir().expect("a folder"), binary(), args)
     }
 
-    fn start_in(folder: TempDir, args: &[&str]) -> Self {
-        let mut process = binary()
+    fn start_in(folder: TempDir, mut command: Command, args: &[&str]) -> Self {
+        let mut process = command
             .arg("run")
             .args(args)
             .stdin(Stdio::null())
@@ -82,14 +91,21 @@ impl Gateway {
             move || log.read(BufReader::new(stderr))
         });
         let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
-        let mut this = Self { process, log, reader: Some(reader), address: nowhere, admin: nowhere, _folder: folder };
-        let address = |name: &str| {
-            let line = this.wait_for_log(|line| line["event"] == "listening" && line["listener"] == name);
-            line["address"].as_str().and_then(|text| text.parse().ok()).expect("an address")
-        };
-        (this.address, this.admin) = (address("public"), address("admin"));
+        let mut this = Self { process, log, reader: Some(reader), address: nowhere, admin: nowhere, folder };
+        (this.address, this.admin) = (this.address_of("public"), this.address_of("admin"));
         this.wait_for_log(|line| line["event"] == "started");
         this
+    }
+
+    /// Where the listener of this name is, once it listens.
+    pub fn address_of(&self, listener: &str) -> SocketAddr {
+        let line = self.wait_for_log(|line| line["event"] == "listening" && line["listener"] == listener);
+        line["address"].as_str().and_then(|text| text.parse().ok()).expect("an address")
+    }
+
+    /// The file that it runs on.
+    pub fn file(&self) -> PathBuf {
+        self.folder.path().join("sluicegate.yaml")
     }
 
     /// A connection to the listener.
@@ -194,9 +210,21 @@ impl Gateway {
 
     /// The admin endpoint's answer.
     pub fn admin_get(&self, path: &str) -> Answer {
+        self.admin_ask("GET", path, "")
+    }
+
+    /// The admin endpoint's answer to a request with these lines.
+    pub fn admin_ask(&self, method: &str, path: &str, lines: &str) -> Answer {
         let mut client = Client::connect(self.admin);
-        client.send(format!("GET {path} HTTP/1.1\r\nHost: {}\r\n\r\n", self.admin));
+        client.send(format!("{method} {path} HTTP/1.1\r\nHost: {}\r\n{lines}\r\n", self.admin));
         client.answer()
+    }
+
+    /// The line of a warning that has this in its message, since the mark.
+    pub fn wait_for_warning(&self, mark: usize, part: &str) -> Value {
+        self.wait_for_log_since(mark, |line| {
+            line["level"] == "warn" && line["message"].as_str().is_some_and(|message| message.contains(part))
+        })
     }
 
     /// Waits for a moment, or for the next log line, before something is looked at again.

@@ -14,11 +14,17 @@ pub struct NodeBackend {
 }
 
 impl NodeBackend {
-    /// Starts it and waits until it listens.
+    /// Starts it on a free port and waits until it listens.
     pub fn start() -> Self {
+        Self::start_at(0)
+    }
+
+    /// Starts it on a port of 127.0.0.1 and waits until it listens.
+    pub fn start_at(port: u16) -> Self {
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/backends/ws_echo.mjs");
         let mut process = Command::new("node")
             .arg(script)
+            .arg(port.to_string())
             // It ends with this pipe, even when the test is killed.
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
