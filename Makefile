@@ -5,7 +5,7 @@ CARGO ?= cargo
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build test fmt lint doc deny check-examples bench
+.PHONY: help demo build test fmt lint doc deny check-examples conformance bench
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -48,6 +48,10 @@ check-examples: build ## Run `sluicegate check` on every file in examples/
 	failed=0; for file in "$${files[@]}"; do \
 	  echo "check $$file"; $(TARGET)/debug/sluicegate check -c "$$file" || failed=1; \
 	done; exit $$failed
+
+conformance: build ## Run all of Autobahn|Testsuite, and write docs/conformance.md (needs CPython 2.7)
+	@scripts/setup test
+	@SLUICEGATE=$(abspath $(TARGET)/debug/sluicegate) node tests/conformance/run.mjs
 
 bench: ## Measure memory and CPU beside nginx and beside no proxy (takes minutes, needs nginx)
 	@scripts/setup test

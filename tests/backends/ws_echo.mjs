@@ -42,6 +42,8 @@ const server = http.createServer(async (request, response) => {
 const options = {
   noServer: true,
   maxPayload: 2 ** 31 - 1,
+  maxFragments: 0,
+  maxBufferedChunks: 0,
   perMessageDeflate: process.env.PERMESSAGE_DEFLATE === "1",
   handleProtocols: (offered) => (offered.has("chat") ? "chat" : false),
 };

@@ -1,0 +1,158 @@
+// Drives Autobahn|Testsuite: its fuzzing client against servers, and clients of ours against its fuzzing server.
+//
+// A run is `direct`, or through a gateway with `defaults`, or with `opened` limits. Its table has for each case
+// { behavior, behaviorClose, code, report }, where `code` is the close code that the suite received, and `report` the
+// file with all that was on the wire.
+
+import { once } from "node:events";
+import { spawn } from "node:child_process";
+import { existsSync, readFileSync } from "node:fs";
+import { mkdir, readFile, rm, writeFile } from "node:fs/promises";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+import WebSocket from "ws";
+import { backend, freePort, gateway, serve } from "../support.mjs";
+
+const root = fileURLToPath(new URL("../..", import.meta.url));
+const requirements = readFileSync(join(root, "tests/conformance/requirements.txt"), "utf8");
+/** The suite and its version. */
+export const SUITE = /^(autobahntestsuite)==(\S+)$/m.exec(requirements).slice(1).join(" ");
+
+const WSTEST = join(root, "target/tools/autobahn/bin/wstest");
+const REPORTS = join(root, "target/conformance");
+
+const LIMITS = {
+  defaults: "",
+  // UTF-8 and RFC 6455 are checked as ever.
+  opened: "defaults: { message: { max_size: off, max_fragments: off, upstream_max_size: off, control_rate: off } }",
+};
+
+const configuration = (port, limits, rule = "") => `
+version: 1
+listeners: [{ name: public, bind: "127.0.0.1:0" }]
+admin: { bind: "127.0.0.1:0" }
+upstreams: [{ name: app, endpoints: ["127.0.0.1:${port}"] }]
+${limits}
+rules:
+  - name: app
+    upstream: app
+    ${rule}`;
+
+/** The suite's client, before a backend on Node's `ws`; `cases` are patterns such as `6.*`. A table for each run. */
+export async function againstServers(runs, cases, minutes) {
+  const folder = await reports("servers");
+  const peer = await backend("backends/ws_echo.mjs");
+  const gates = [];
+  try {
+    const servers = [];
+    for (const run of runs) {
+      if (run === "direct") {
+        servers.push({ agent: run, url: peer.ws });
+      } else {
+        const gate = await gateway(configuration(peer.port, LIMITS[run]));
+        gates.push(gate);
+        servers.push({ agent: run, url: gate.ws });
+      }
+    }
+    const spec = join(folder, "spec.json");
+    await writeFile(spec, JSON.stringify({ outdir: folder, servers, cases }));
+    await wstest(["-m", "fuzzingclient", "-s", spec], minutes);
+    return await results(folder, runs);
+  } finally {
+    await Promise.all([peer, ...gates].map((process) => process.stop()));
+  }
+}
+
+/** A client on Node's `ws` that echoes, before the suite's server; `cases` as above. A table for each run. */
+export async function againstClients(runs, cases, minutes) {
+  const folder = await reports("clients");
+  const port = await freePort();
+  const spec = join(folder, "spec.json");
+  await writeFile(spec, JSON.stringify({ outdir: folder, url: `ws://127.0.0.1:${port}`, cases }));
+  const stop = await serve(installed(), ["-m", "fuzzingserver", "-u", "0", "-s", spec], [port]);
+  const gates = [];
+  try {
+    const direct = `ws://127.0.0.1:${port}`;
+    const count = Number(await echo(`${direct}/getCaseCount`));
+    if (!(count > 0)) throw new Error("the suite's server says nothing of its cases");
+    const deadline = Date.now() + minutes * 60_000;
+    for (const run of runs) {
+      let url = direct;
+      if (run !== "direct") {
+        // The suite's server refuses a Host with another port than its own.
+        const rule = `request_headers: { set: { host: "127.0.0.1:${port}" } }`;
+        const gate = await gateway(configuration(port, LIMITS[run], rule));
+        gates.push(gate);
+        url = gate.ws;
+      }
+      for (let number = 1; number <= count; number += 1) {
+        if (Date.now() > deadline) throw new Error(`not done within ${minutes} minutes, at case ${number} of ${run}`);
+        await echo(`${url}/runCase?case=${number}&agent=${run}`);
+      }
+    }
+    await echo(`${direct}/updateReports?agent=${runs[0]}`);
+    return await results(folder, runs);
+  } finally {
+    await stop();
+    await Promise.all(gates.map((gate) => gate.stop()));
+  }
+}
+
+/** Connects, and sends back what comes until the connection ends. Answers the last text that came. */
+async function echo(url) {
+  const socket = new WebSocket(url, { perMessageDeflate: false, maxPayload: 0, maxFragments: 0, maxBufferedChunks: 0 });
+  let last;
+  socket.on("message", (data, isBinary) => {
+    last = isBinary ? undefined : data.toString();
+    socket.send(data, { binary: isBinary });
+  });
+  // What the suite does wrong on purpose is an error here, and what it makes of the answer is in its report.
+  socket.on("error", () => {});
+  await new Promise((resolve) => socket.once("close", resolve));
+  return last;
+}
+
+function installed() {
+  if (!existsSync(WSTEST)) throw new Error("Autobahn|Testsuite is not installed: run `scripts/setup test`");
+  return WSTEST;
+}
+
+async function reports(direction) {
+  const folder = join(REPORTS, direction);
+  await rm(folder, { recursive: true, force: true });
+  await mkdir(folder, { recursive: true });
+  return folder;
+}
+
+async function wstest(args, minutes) {
+  const child = spawn(installed(), args, { stdio: ["ignore", "pipe", "pipe"], timeout: minutes * 60_000 });
+  let said = "";
+  for (const stream of [child.stdout, child.stderr]) stream.on("data", (part) => (said = (said + part).slice(-2000)));
+  const [code, signal] = await once(child, "exit");
+  // Its exit code says nothing about the cases, only whether it came to its end.
+  if (code !== 0) throw new Error(`wstest ended with ${code ?? signal}: ${said}`);
+}
+
+async function results(folder, runs) {
+  const index = JSON.parse(await readFile(join(folder, "index.json"), "utf8"));
+  const tables = {};
+  for (const run of runs) {
+    const cases = Object.entries(index[run] ?? {}).sort(([one], [other]) => byNumber(one, other));
+    tables[run] = Object.fromEntries(
+      cases.map(([id, { behavior, behaviorClose, remoteCloseCode, reportfile }]) => [
+        id,
+        { behavior, behaviorClose, code: remoteCloseCode, report: join(folder, reportfile) },
+      ]),
+    );
+  }
+  return tables;
+}
+
+/** 1.2.9 before 1.2.10. */
+export function byNumber(one, other) {
+  const [left, right] = [one, other].map((id) => id.split(".").map(Number));
+  for (let i = 0; i < left.length; i += 1) {
+    if (left[i] !== right[i]) return left[i] - (right[i] ?? 0);
+  }
+  return 0;
+}
