@@ -50,7 +50,7 @@ check-examples: build ## Run `sluicegate check` on every file in examples/
 	done; exit $$failed
 
 conformance: build ## Run all of Autobahn|Testsuite, and write docs/conformance.md (needs CPython 2.7)
-	@scripts/setup test
+	@scripts/setup conformance
 	@SLUICEGATE=$(abspath $(TARGET)/debug/sluicegate) node tests/conformance/run.mjs
 
 bench: ## Measure memory and CPU beside nginx and beside no proxy (takes minutes, needs nginx)

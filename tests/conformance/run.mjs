@@ -28,8 +28,7 @@ const ABOUT = `
 Each case runs three times: without a gateway, through one with the limits on messages off, and through one with all
 its defaults. The suite's client breaks the rules as a client can, its server as a backend can. The command fails when
 an outcome is not the expected one of \`tests/conformance\`, or when it differs from the direct run without a reason
-below. What was on the wire in each case is in \`target/conformance\` then. \`make test\` runs all but the large messages
-(9) and most of compression, with the default limits.
+below. What was on the wire in each case is in \`target/conformance\` then.
 
 OK, NON-STRICT and INFORMATIONAL conform to RFC 6455, as the suite defines them. UNIMPLEMENTED are the cases on
 compression (12 and 13), which this version refuses; \`ws\` does not offer or accept it in these runs, the direct one
