@@ -118,6 +118,20 @@ fn no_key_is_there_that_does_not_exist() {
     }
 }
 
+/// The README's short table of nginx' directives is part of the manual's.
+#[test]
+fn the_readme_says_of_nginx_what_the_manual_says() {
+    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).expect("the README");
+    let section = readme.split("## Coming from nginx").nth(1).expect("the section");
+    let section = section.split("\n## ").next().expect("its end").replace("(docs/configuration.md#", "(#");
+    let manual = manual();
+    let rows: Vec<&str> = section.lines().filter(|line| line.starts_with("| `")).collect();
+    assert!(rows.len() > 10, "{rows:?}");
+    for row in rows {
+        assert!(manual.lines().any(|line| line == row), "not in the manual: {row}");
+    }
+}
+
 /// What the second column of the table of nginx' directives has is a key of a rule or of the main file.
 #[test]
 fn what_nginx_directives_become_is_sound() {
