@@ -237,6 +237,11 @@ pub enum Cause {
         /// What is allowed, in bytes.
         limit_bytes: u64,
     },
+    /// The client's compressed messages become more than `message.max_ratio` times what they are on the wire.
+    InflationRatio {
+        /// What is allowed.
+        limit: u32,
+    },
     /// The client's message has more fragments than `message.max_fragments`.
     TooManyFragments {
         /// What is allowed.
@@ -301,7 +306,7 @@ pub struct CauseRow {
 
 impl Cause {
     /// One of each, in the order of the table.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::ClientClosed(None),
         Self::UpstreamClosed(None),
         Self::ClientGone,
@@ -309,6 +314,7 @@ impl Cause {
         Self::ClientProtocol(ProtocolError::Unmasked),
         Self::ClientInvalidUtf8,
         Self::MessageTooBig { size_bytes: 0, limit_bytes: 0 },
+        Self::InflationRatio { limit: 0 },
         Self::TooManyFragments { limit: 0 },
         Self::MessageRate,
         Self::ByteRate,
@@ -344,6 +350,9 @@ impl Cause {
             }
             Self::MessageTooBig { .. } => {
                 client_fault("message_too_big", "message_size", C::MESSAGE_TOO_BIG, "message too big")
+            }
+            Self::InflationRatio { .. } => {
+                client_fault("inflation_ratio", "inflation_ratio", C::MESSAGE_TOO_BIG, "message inflates too much")
             }
             Self::TooManyFragments { .. } => {
                 client_fault("too_many_fragments", "message_fragments", C::POLICY_VIOLATION, "too many fragments")
@@ -440,6 +449,9 @@ impl fmt::Display for Cause {
             Self::MessageTooBig { size_bytes, limit_bytes }
             | Self::UpstreamMessageTooBig { size_bytes, limit_bytes } => {
                 write!(f, "message of {size_bytes} bytes exceeds the limit of {limit_bytes} bytes")
+            }
+            Self::InflationRatio { limit } => {
+                write!(f, "compressed messages exceed the limit of {limit} times their size on the wire")
             }
             Self::TooManyFragments { limit } => write!(f, "message exceeds the limit of {limit} fragments"),
             Self::MessageStalled(idle) => write!(f, "no byte of an unfinished message for {idle:.1?}"),

@@ -323,9 +323,9 @@ mod tests {
         let found = faults(
             "listeners: [{ name: a, bind: \"unix:/x\", client_address: proxy_protocol }]\n\
              upstreams: [{ name: b, endpoints: [\"unix:/x\"] }]\n\
-             defaults: { compression: passthrough, slow_client: { max_queue_bytes: 1MiB } }\n",
+             defaults: { slow_client: { max_queue_bytes: 1MiB } }\n",
         );
-        assert_eq!(found.len(), 5, "{found:#?}");
+        assert_eq!(found.len(), 4, "{found:#?}");
         assert!(found.iter().all(|fault| fault.contains("is not in this version")), "{found:#?}");
     }
 

@@ -5,6 +5,7 @@
 
 mod admin;
 mod commands;
+mod compression;
 mod endpoints;
 mod features;
 mod forwarding;
