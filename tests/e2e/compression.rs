@@ -26,7 +26,7 @@ fn answering(value: &'static str) -> Backend {
                 }
                 connection.io.send(echo);
                 if frame.opcode == CLOSE {
-                    return connection.linger();
+                    return;
                 }
             }
         }
