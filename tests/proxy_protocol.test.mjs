@@ -63,7 +63,7 @@ listen app
       const healthy = () => gate.log.filter(({ event, path, status }) => event === "request" && path === "/healthz" && status === 200);
       const lines = await eventually(healthy, (lines) => lines.length >= 3);
       assert.ok(lines.every(({ client_ip }) => client_ip === "127.0.0.1"), JSON.stringify(lines[0]));
-      assert.deepEqual(gate.log.filter(({ event }) => event === "refusal"), []);
+      assert.deepEqual(gate.log.filter(({ cause }) => cause === "proxy_header"), []);
     });
   });
 }
