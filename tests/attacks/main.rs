@@ -13,7 +13,7 @@ mod runner;
 mod wire;
 
 use case::{Case, Settings};
-use cases::{ends, exhaustion, frames, handshake, heads, identity, rules};
+use cases::{compression, ends, exhaustion, frames, handshake, heads, identity, rules};
 
 /// Makes a test of each case, and a list of them all in the order of the table.
 macro_rules! cases {
@@ -94,6 +94,14 @@ cases! {
         data_of_the_backend_behind_a_close_frame,
         close_frames_that_nobody_answers,
         connections_closed_by_half,
+    }
+    compression {
+        compression_bombs,
+        small_bombs_one_after_another,
+        references_to_an_earlier_message,
+        what_hides_in_compressed_payload,
+        malformed_offers_of_compression,
+        answers_that_nobody_offered,
     }
     exhaustion {
         a_flood_of_empty_fragments,

@@ -1,5 +1,6 @@
 //! The cases, by what they attack. Each is a function that makes one; `main.rs` has the list of them.
 
+pub mod compression;
 pub mod ends;
 pub mod exhaustion;
 pub mod frames;
