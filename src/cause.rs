@@ -100,6 +100,8 @@ pub enum Refusal {
     UpstreamAnswered(u16),
     /// The client went away before the answer.
     ClientGone,
+    /// A listener that reads the PROXY protocol was sent no sound header, or by a peer that is not trusted.
+    ProxyHeader,
 }
 
 /// A row of the table of refusals.
@@ -121,7 +123,7 @@ const fn refusal(name: &'static str, policy: &'static str, status: u16, title: &
 
 impl Refusal {
     /// One of each, in the order of the table.
-    pub const ALL: [Self; 32] = [
+    pub const ALL: [Self; 33] = [
         Self::MalformedRequest,
         Self::BadHost,
         Self::BadPath,
@@ -154,6 +156,7 @@ impl Refusal {
         Self::UpstreamTimeout,
         Self::UpstreamAnswered(401),
         Self::ClientGone,
+        Self::ProxyHeader,
     ];
 
     /// This refusal's row.
@@ -210,6 +213,12 @@ impl Refusal {
                 policy: "request",
                 status: None,
                 title: "the client went away before the answer",
+            },
+            Self::ProxyHeader => RefusalRow {
+                name: "proxy_header",
+                policy: "proxy_protocol",
+                status: None,
+                title: "no sound PROXY header of a trusted peer; closed without an answer",
             },
         }
     }

@@ -179,7 +179,7 @@ fn admit(
     client_descriptor: Guard,
 ) -> Result<(Places, Vec<Parameters>), Refusal> {
     let key = client_address::limit_key(request.client);
-    let by_default = gateway.enforces_defaults_against(request.peer, request.peer_trusted);
+    let by_default = gateway.enforces_defaults_against(request.peer, request.client_is_known());
     if let Some((limit, written)) = rule.handshake_limit() {
         let verdict = limit.check(key, Instant::now()).map_err(Refusal::HandshakeRate);
         pass(gateway, request, rule, record, verdict, written || by_default, HANDSHAKE_RATE)?;

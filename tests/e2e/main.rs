@@ -12,6 +12,7 @@ mod forwarding;
 mod heads;
 mod limits;
 mod plain;
+mod proxy_protocol;
 mod refusals;
 mod shutdown;
 mod support;
