@@ -163,11 +163,13 @@ fn elements_from_the_right(line: &str) -> impl Iterator<Item = &str> {
         let text = rest?;
         let mut quoted = false;
         for (at, byte) in text.bytes().enumerate().rev() {
+            // Both are ASCII, so the text can be cut in front of them and behind.
+            let Some((before, from_here)) = text.split_at_checked(at) else { continue };
             match byte {
-                b'"' if !is_escaped(text, at) => quoted = !quoted,
+                b'"' if !is_escaped(before) => quoted = !quoted,
                 b',' if !quoted => {
-                    rest = Some(&text[..at]);
-                    return Some(text[at + 1..].trim());
+                    rest = Some(before);
+                    return Some(from_here.strip_prefix(',').unwrap_or_default().trim());
                 }
                 _ => {}
             }
@@ -177,8 +179,9 @@ fn elements_from_the_right(line: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-fn is_escaped(text: &str, at: usize) -> bool {
-    text.as_bytes()[..at].iter().rev().take_while(|byte| **byte == b'\\').count() % 2 == 1
+/// Whether what stands behind `text` is escaped by it.
+fn is_escaped(text: &str) -> bool {
+    text.bytes().rev().take_while(|byte| *byte == b'\\').count() % 2 == 1
 }
 
 /// The address of a `Forwarded` element: its one `for` parameter.
