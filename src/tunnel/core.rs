@@ -5,6 +5,7 @@ use std::task::Context;
 use std::time::Instant;
 
 use super::closing::Ending;
+use super::recode::FrameBuffer;
 use super::side::Side;
 use super::stats::{Direction, Stats};
 use super::{Settings, Wire};
@@ -81,19 +82,36 @@ impl Core {
         }
     }
 
-    /// Writes what `read_bytes` became, and counts what the client sent or is sent.
+    /// Some bytes were read that become others. What is counted is what the client sent, or is sent.
+    pub(super) fn on_recoded(&mut self, from: Sender, read_bytes: usize) {
+        if from == Sender::Client {
+            self.direction(from).on_bytes(read_bytes);
+        }
+    }
+
+    /// Makes a frame of what became of the message of `from` that is recoded, and with `last` ends it.
+    pub(super) fn recode<A: Wire>(&mut self, from: &mut Side<A>, frame: &mut FrameBuffer, last: bool) {
+        let Some(recode) = from.recode.as_mut().filter(|recode| recode.is_active()) else { return };
+        let made = recode.frame(last, frame);
+        if from.role == Sender::Server {
+            self.direction(from.role).on_bytes(made);
+        }
+    }
+
+    /// Writes the frames that were recoded, and `bytes` that passed the scan behind them.
     pub(super) fn pass_recoded<S: Wire>(
         &mut self,
         from: Sender,
         to: &mut Side<S>,
-        read_bytes: usize,
-        frame: Option<&[u8]>,
+        frame: &mut FrameBuffer,
+        bytes: &[u8],
         now: Instant,
         cx: &mut Context<'_>,
     ) {
-        let frame = frame.unwrap_or_default();
-        to.write(frame, now, cx);
-        self.direction(from).on_bytes(if from == Sender::Client { read_bytes } else { frame.len() });
+        let ready = frame.ready();
+        to.write(ready, now, cx);
+        ready.clear();
+        self.pass(from, to, bytes, now, cx);
     }
 
     pub(super) fn on_header(&mut self, from: Sender, message: &Message, now: Instant) -> Result<(), Cause> {

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use super::Wire;
 use super::core::Core;
-use super::recode::{FrameBuffer, Recode};
+use super::recode::FrameBuffer;
 use super::side::{HELD_BYTES, READ_BYTES, Side};
 use crate::cause::Cause;
 use crate::events::{self, Event};
@@ -110,9 +110,12 @@ fn forward<A: Wire, B: Wire>(
     let (mut run, mut at, mut frame_at) = (0, 0, None);
     let (mut saw_data, mut measured) = (false, false);
     let mut between_frames = from.scanner.at_frame_boundary();
+    if from.recode.is_some() {
+        frame.start();
+    }
     let verdict = loop {
         if between_frames && to.pings.due && core.ending.is_none() {
-            core.pass(from.role, to, &input[run..at], now, cx);
+            core.pass_recoded(from.role, to, frame, &input[run..at], now, cx);
             to.write_ping(now, cx);
             run = at;
         }
@@ -128,7 +131,6 @@ fn forward<A: Wire, B: Wire>(
         }
         let step = match &from.recode {
             Some(recode) if recode.is_active() => {
-                Recode::start(frame);
                 from.scanner.next_into(&input[at..], &mut |plain| frame.extend(plain))
             }
             _ => from.scanner.next(&input[at..]),
@@ -145,10 +147,13 @@ fn forward<A: Wire, B: Wire>(
                 if let Some(recode) = &mut from.recode
                     && recode.on_header(&header, &message)
                 {
-                    core.pass(from.role, to, &input[run..at], now, cx);
-                    Recode::start(frame);
-                    let made = if ends_message { recode.frame(&[], true, frame) } else { None };
-                    core.pass_recoded(from.role, to, len, made, now, cx);
+                    if run < at {
+                        core.pass_recoded(from.role, to, frame, &input[run..at], now, cx);
+                    }
+                    core.on_recoded(from.role, len);
+                    if ends_message {
+                        core.recode(from, frame, true);
+                    }
                     (run, frame_at) = (at + len, None);
                 }
                 at += len;
@@ -160,11 +165,17 @@ fn forward<A: Wire, B: Wire>(
                 if let Err(cause) = core.on_payload(from.role, len, inflated.as_ref(), now) {
                     break Err(cause);
                 }
-                if let Some(recode) = &mut from.recode
-                    && recode.is_active()
-                {
-                    let made = recode.frame(&input[at..at + len], ends_message.is_some(), frame);
-                    core.pass_recoded(from.role, to, len, made, now, cx);
+                if from.recode.as_ref().is_some_and(|recode| recode.is_active()) {
+                    if from.role == Sender::Server {
+                        frame.extend(&input[at..at + len]);
+                    }
+                    core.on_recoded(from.role, len);
+                    if ends_message.is_some() || frame.is_full() {
+                        core.recode(from, frame, ends_message.is_some());
+                    }
+                    if frame.ready().len() >= READ_BYTES {
+                        core.pass_recoded(from.role, to, frame, &[], now, cx);
+                    }
                     run = at + len;
                 }
                 at += len;
@@ -179,7 +190,7 @@ fn forward<A: Wire, B: Wire>(
                     Err(cause) => break Err(cause),
                     Ok(Fate::Forward) => at = end,
                     Ok(Fate::Swallow) => {
-                        core.pass(from.role, to, &input[run..at], now, cx);
+                        core.pass_recoded(from.role, to, frame, &input[run..at], now, cx);
                         (run, at) = (end, end);
                     }
                     Ok(Fate::Close(code)) => {
@@ -198,6 +209,9 @@ fn forward<A: Wire, B: Wire>(
         }
         between_frames = from.scanner.at_frame_boundary();
     };
+    if verdict.is_ok() {
+        core.recode(from, frame, false);
+    }
     // What is in order passes, also when what follows it is not: an echo in flight is not lost. What is recoded passes
     // in whole frames.
     let recoded = from.recode.as_ref().is_some_and(|recode| recode.is_active());
@@ -207,7 +221,7 @@ fn forward<A: Wire, B: Wire>(
         // The frame in progress broke a rule: nothing of it passes, unless its beginning has.
         Err(_) => frame_at.map_or((at, true), |frame_at: usize| (frame_at, false)),
     };
-    core.pass(from.role, to, &input[run..end], now, cx);
+    core.pass_recoded(from.role, to, frame, &input[run..end], now, cx);
     to.out_mid_frame = mid_frame;
     if measured {
         to.late_since.get_or_insert(now);

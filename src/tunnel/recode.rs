@@ -1,8 +1,9 @@
 //! The messages of a session whose compression ends here: a client's are inflated for the upstream, an upstream's are
 //! deflated for the client.
 //!
-//! Payload is recoded as it arrives, and each piece becomes a fragment of its own, so no message is gathered. Messages
-//! that a client did not compress, and small ones of an upstream, pass as they are. RFC 7692 §6 and §7.2.
+//! Payload is recoded as it arrives: what one read has of a message becomes a frame, or several of some size, so no
+//! message is gathered, and one that comes in one read is one frame again. Messages that a client did not compress, and
+//! small ones of an upstream, pass as they are. RFC 7692 §6 and §7.2.
 
 use crate::ws::deflate::Deflater;
 use crate::ws::header::{DataHeader, FrameHeader, MAX_HEADER_BYTES, Opcode, Sender};
@@ -12,6 +13,9 @@ use crate::ws::scan::Message;
 /// Below this a message of an upstream that is one frame is not compressed, in bytes: it would hardly be smaller.
 const MIN_DEFLATED_BYTES: u64 = 256;
 
+/// When a message has become so many bytes they go on, though there is more of it in the same read.
+const FRAGMENT_BYTES: usize = 64 << 10;
+
 /// Recodes what one side sends.
 pub(super) struct Recode {
     from: Sender,
@@ -19,45 +23,62 @@ pub(super) struct Recode {
     active: bool,
     /// The opcode of its next fragment.
     opcode: Opcode,
-    deflater: Option<Deflater>,
-    /// The window of what a client is sent.
-    window_bits: u8,
+    /// For what a client is sent.
+    deflater: Deflater,
 }
 
-/// A frame that is being made: room for its header, and its payload behind it.
+/// Where frames are made: plain payload as it is gathered, and what it is deflated to, each behind room for a header.
 #[derive(Default)]
-pub(super) struct FrameBuffer(Vec<u8>);
+pub(super) struct FrameBuffer {
+    plain: Vec<u8>,
+    deflated: Vec<u8>,
+    /// Whole frames that wait to be written: many small ones take one write.
+    ready: Vec<u8>,
+}
 
 impl FrameBuffer {
-    fn start(&mut self) {
-        self.0.clear();
-        self.0.resize(MAX_HEADER_BYTES, 0);
-    }
-
-    /// Takes more payload.
-    pub(super) fn extend(&mut self, payload: &[u8]) {
-        self.0.extend_from_slice(payload);
-    }
-
-    fn payload(&mut self) -> &mut [u8] {
-        &mut self.0[MAX_HEADER_BYTES..]
-    }
-
-    /// Puts the header in front, masks the payload, and returns the whole frame.
-    fn finish(&mut self, header: &FrameHeader) -> &[u8] {
-        if let Some(key) = header.mask {
-            mask::apply(self.payload(), key, 0);
+    /// Begins the next frame.
+    pub(super) fn start(&mut self) {
+        for buffer in [&mut self.plain, &mut self.deflated] {
+            buffer.clear();
+            buffer.resize(MAX_HEADER_BYTES, 0);
         }
-        let written = DataHeader::new(header);
-        let at = MAX_HEADER_BYTES - written.as_bytes().len();
-        self.0[at..MAX_HEADER_BYTES].copy_from_slice(written.as_bytes());
-        &self.0[at..]
     }
+
+    /// Takes more plain payload.
+    pub(super) fn extend(&mut self, payload: &[u8]) {
+        self.plain.extend_from_slice(payload);
+    }
+
+    /// Whether the payload has to become a frame before more of its message is taken.
+    pub(super) fn is_full(&self) -> bool {
+        self.plain.len() >= FRAGMENT_BYTES
+    }
+
+    /// The whole frames that wait to be written.
+    pub(super) fn ready(&mut self) -> &mut Vec<u8> {
+        &mut self.ready
+    }
+}
+
+/// Puts a header in front of the payload in `buffer`, masks the payload, and returns the whole frame.
+fn finish(buffer: &mut [u8], mut header: FrameHeader) -> &[u8] {
+    let payload = &mut buffer[MAX_HEADER_BYTES..];
+    header.payload_bytes = payload.len() as u64;
+    if let Some(key) = header.mask {
+        mask::apply(payload, key, 0);
+    }
+    let written = DataHeader::new(&header);
+    let at = MAX_HEADER_BYTES - written.as_bytes().len();
+    buffer[at..MAX_HEADER_BYTES].copy_from_slice(written.as_bytes());
+    &buffer[at..]
 }
 
 impl Recode {
+    /// Recodes what `from` sends; a client keeps a window of `window_bits`.
     pub(super) fn new(from: Sender, window_bits: u8) -> Self {
-        Self { from, active: false, opcode: Opcode::Continuation, deflater: None, window_bits }
+        let deflater = Deflater::with_window_bits(window_bits);
+        Self { from, active: false, opcode: Opcode::Continuation, deflater }
     }
 
     /// Whether the message in progress is recoded.
@@ -73,35 +94,30 @@ impl Recode {
                 Sender::Client => message.compressed,
                 Sender::Server => !header.fin || header.payload_bytes >= MIN_DEFLATED_BYTES,
             };
-            let deflates = self.active && self.from == Sender::Server;
-            self.deflater = deflates.then(|| Deflater::with_window_bits(self.window_bits));
         }
         self.active
     }
 
-    /// Makes ready for what the next step inflates.
-    pub(super) fn start(frame: &mut FrameBuffer) {
-        frame.start();
-    }
-
-    /// Makes a frame of what `payload` became: `frame` has it when it was inflated. `None`: nothing came out yet.
-    pub(super) fn frame<'a>(&mut self, payload: &[u8], last: bool, frame: &'a mut FrameBuffer) -> Option<&'a [u8]> {
-        if let Some(deflater) = &mut self.deflater {
-            deflater.feed(payload, last, &mut frame.0);
-        }
-        if !last && frame.payload().is_empty() {
-            return None;
+    /// Makes the payload in `buffer` a frame that is ready, unless there is none and the message goes on. Returns the
+    /// length of the frame.
+    pub(super) fn frame(&mut self, last: bool, buffer: &mut FrameBuffer) -> usize {
+        if !last && buffer.plain.len() == MAX_HEADER_BYTES {
+            return 0;
         }
         let opcode = std::mem::replace(&mut self.opcode, Opcode::Continuation);
-        if last {
-            self.active = false;
-            self.deflater = None;
-        }
-        let to_client = self.from == Sender::Server;
-        let payload_bytes = frame.payload().len() as u64;
-        let rsv1 = to_client && opcode != Opcode::Continuation;
-        let mask = (!to_client).then(rand::random);
-        Some(frame.finish(&FrameHeader { fin: last, rsv1, opcode, mask, payload_bytes }))
+        self.active = !last;
+        let header = FrameHeader { fin: last, rsv1: false, opcode, mask: None, payload_bytes: 0 };
+        let made = match self.from {
+            Sender::Client => finish(&mut buffer.plain, FrameHeader { mask: Some(rand::random()), ..header }),
+            Sender::Server => {
+                self.deflater.feed(&buffer.plain[MAX_HEADER_BYTES..], last, &mut buffer.deflated);
+                finish(&mut buffer.deflated, FrameHeader { rsv1: opcode != Opcode::Continuation, ..header })
+            }
+        };
+        buffer.ready.extend_from_slice(made);
+        let len = made.len();
+        buffer.start();
+        len
     }
 }
 
@@ -119,21 +135,34 @@ mod tests {
         Message { kind: MessageType::Text, fragments: 1, size_bytes: 5, compressed, inflated_bytes: 0 }
     }
 
+    fn buffer(payload: &[u8]) -> FrameBuffer {
+        let mut buffer = FrameBuffer::default();
+        buffer.start();
+        buffer.extend(payload);
+        buffer
+    }
+
+    /// The frame that is made of what `buffer` holds.
+    fn made(recode: &mut Recode, last: bool, buffer: &mut FrameBuffer) -> Vec<u8> {
+        let len = recode.frame(last, buffer);
+        let frame = std::mem::take(buffer.ready());
+        assert_eq!(frame.len(), len);
+        frame
+    }
+
     #[test]
     fn makes_masked_fragments_of_what_was_inflated() {
         let mut recode = Recode::new(Sender::Client, WINDOW_BITS);
-        let mut frame = FrameBuffer::default();
         assert!(recode.on_header(&header(true, Opcode::Text, 5), &message(true)));
-        Recode::start(&mut frame);
-        assert_eq!(recode.frame(b"unread", false, &mut frame), None);
-        frame.extend(b"abc");
-        let first = recode.frame(b"unread", false, &mut frame).unwrap().to_vec();
+        assert!(made(&mut recode, false, &mut buffer(b"")).is_empty());
+        let mut buffer = buffer(b"ab");
+        buffer.extend(b"c");
+        let first = made(&mut recode, false, &mut buffer);
         assert_eq!((first[0], first[1]), (0x01, 0x83));
         let mut payload = first[6..].to_vec();
         mask::apply(&mut payload, [first[2], first[3], first[4], first[5]], 0);
         assert_eq!(payload, b"abc");
-        Recode::start(&mut frame);
-        assert_eq!(recode.frame(b"", true, &mut frame).map(|frame| (frame[0], frame[1])), Some((0x80, 0x80)));
+        assert_eq!(made(&mut recode, true, &mut buffer)[..2], [0x80, 0x80]);
         assert!(!recode.is_active());
         assert!(!recode.on_header(&header(true, Opcode::Text, 5), &message(false)));
     }
@@ -141,13 +170,13 @@ mod tests {
     #[test]
     fn deflates_large_messages_and_fragmented_ones() {
         let mut recode = Recode::new(Sender::Server, WINDOW_BITS);
-        let mut frame = FrameBuffer::default();
         assert!(!recode.on_header(&header(true, Opcode::Text, MIN_DEFLATED_BYTES - 1), &message(false)));
         assert!(recode.on_header(&header(true, Opcode::Binary, MIN_DEFLATED_BYTES), &message(false)));
-        Recode::start(&mut frame);
-        let whole = recode.frame(&[b'a'; 256], true, &mut frame).unwrap();
+        let whole = made(&mut recode, true, &mut buffer(&[b'a'; 256]));
         assert!(whole[0] == 0xc2 && whole.len() < 20, "{whole:?}");
         assert!(recode.on_header(&header(false, Opcode::Text, 1), &message(false)));
-        assert!(recode.on_header(&header(true, Opcode::Continuation, 1), &message(false)));
+        let firsts = [false, true].map(|last| made(&mut recode, last, &mut buffer(b"x"))[0]);
+        assert_eq!(firsts, [0x41, 0x80]);
+        assert!(!recode.is_active());
     }
 }
