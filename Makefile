@@ -5,7 +5,7 @@ CARGO ?= cargo
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build test fmt lint doc deny check-examples conformance fuzz bench
+.PHONY: help demo build test fmt lint doc deny check-examples conformance attacks fuzz coverage bench
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -52,6 +52,10 @@ check-examples: build ## Run `sluicegate check` on every file in examples/
 conformance: build ## Run all of Autobahn|Testsuite, and write docs/conformance.md (needs CPython 2.7)
 	@scripts/setup conformance
 	@SLUICEGATE=$(abspath $(TARGET)/debug/sluicegate) node tests/conformance/run.mjs
+
+attacks: ## Play every attack against a backend, through nginx and through the gateway; writes docs/attacks.md
+	@scripts/setup test
+	SLUICEGATE_ATTACKS=full $(CARGO) test --locked --test attacks -- --exact --nocapture the_pages_have_every_case_as_it_is
 
 # Bash has a variable of this name, which counts the seconds of the shell: only what the command line says counts.
 FUZZ_SECONDS = $(if $(filter command line,$(origin SECONDS)),$(SECONDS),60)

@@ -100,6 +100,8 @@ pub enum Refusal {
     UpstreamAnswered(u16),
     /// The client went away before the answer.
     ClientGone,
+    /// A listener that reads the PROXY protocol was sent no sound header, or by a peer that is not trusted.
+    ProxyHeader,
 }
 
 /// A row of the table of refusals.
@@ -121,7 +123,7 @@ const fn refusal(name: &'static str, policy: &'static str, status: u16, title: &
 
 impl Refusal {
     /// One of each, in the order of the table.
-    pub const ALL: [Self; 32] = [
+    pub const ALL: [Self; 33] = [
         Self::MalformedRequest,
         Self::BadHost,
         Self::BadPath,
@@ -154,6 +156,7 @@ impl Refusal {
         Self::UpstreamTimeout,
         Self::UpstreamAnswered(401),
         Self::ClientGone,
+        Self::ProxyHeader,
     ];
 
     /// This refusal's row.
@@ -211,6 +214,12 @@ impl Refusal {
                 status: None,
                 title: "the client went away before the answer",
             },
+            Self::ProxyHeader => RefusalRow {
+                name: "proxy_header",
+                policy: "proxy_protocol",
+                status: None,
+                title: "no sound PROXY header of a trusted peer; closed without an answer",
+            },
         }
     }
 }
@@ -236,6 +245,11 @@ pub enum Cause {
         size_bytes: u64,
         /// What is allowed, in bytes.
         limit_bytes: u64,
+    },
+    /// The client's compressed messages become more than `message.max_ratio` times what they are on the wire.
+    InflationRatio {
+        /// What is allowed.
+        limit: u32,
     },
     /// The client's message has more fragments than `message.max_fragments`.
     TooManyFragments {
@@ -301,7 +315,7 @@ pub struct CauseRow {
 
 impl Cause {
     /// One of each, in the order of the table.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::ClientClosed(None),
         Self::UpstreamClosed(None),
         Self::ClientGone,
@@ -309,6 +323,7 @@ impl Cause {
         Self::ClientProtocol(ProtocolError::Unmasked),
         Self::ClientInvalidUtf8,
         Self::MessageTooBig { size_bytes: 0, limit_bytes: 0 },
+        Self::InflationRatio { limit: 0 },
         Self::TooManyFragments { limit: 0 },
         Self::MessageRate,
         Self::ByteRate,
@@ -344,6 +359,9 @@ impl Cause {
             }
             Self::MessageTooBig { .. } => {
                 client_fault("message_too_big", "message_size", C::MESSAGE_TOO_BIG, "message too big")
+            }
+            Self::InflationRatio { .. } => {
+                client_fault("inflation_ratio", "inflation_ratio", C::MESSAGE_TOO_BIG, "message inflates too much")
             }
             Self::TooManyFragments { .. } => {
                 client_fault("too_many_fragments", "message_fragments", C::POLICY_VIOLATION, "too many fragments")
@@ -440,6 +458,9 @@ impl fmt::Display for Cause {
             Self::MessageTooBig { size_bytes, limit_bytes }
             | Self::UpstreamMessageTooBig { size_bytes, limit_bytes } => {
                 write!(f, "message of {size_bytes} bytes exceeds the limit of {limit_bytes} bytes")
+            }
+            Self::InflationRatio { limit } => {
+                write!(f, "compressed messages exceed the limit of {limit} times their size on the wire")
             }
             Self::TooManyFragments { limit } => write!(f, "message exceeds the limit of {limit} fragments"),
             Self::MessageStalled(idle) => write!(f, "no byte of an unfinished message for {idle:.1?}"),

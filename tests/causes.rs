@@ -131,10 +131,12 @@ every!(refusal_variant, REFUSAL_VARIANTS, Refusal:
     UpgradeOverHttp10 ConnectMethod HeadTimeout HeadTooLarge UnsupportedVersion UpgradeRequired UpgradeDenied
     ClientNotAllowed OriginNotAllowed NoRule BodyTooLarge HostNotServed HandshakeRate ConnectionsPerIp ConnectionsTotal ProcessConnections Draining
     UpstreamUnreachable UpstreamMalformed UpstreamInvalidUpgrade UpstreamTimeout UpstreamAnswered ClientGone
+    ProxyHeader
 );
 
 every!(cause_variant, CAUSE_VARIANTS, Cause:
-    ClientClosed UpstreamClosed ClientGone UpstreamGone ClientProtocol ClientInvalidUtf8 MessageTooBig TooManyFragments
+    ClientClosed UpstreamClosed ClientGone UpstreamGone ClientProtocol ClientInvalidUtf8 MessageTooBig InflationRatio
+    TooManyFragments
     MessageRate ByteRate ControlRate MessageStalled UpstreamProtocol UpstreamInvalidUtf8 UpstreamMessageTooBig
     SlowClient ClientSilent UpstreamSilent IdleTimeout Drain Operator DrainCut
 );

@@ -8,9 +8,10 @@ use proptest::prelude::*;
 use sluicegate::cause::Cause;
 use sluicegate::metrics::Metrics;
 use sluicegate::policy::{keepalive, message};
-use sluicegate::tunnel::Settings;
 use sluicegate::tunnel::registry::Control;
 use sluicegate::tunnel::session::{Opening, Session};
+use sluicegate::tunnel::{Compression, Settings};
+use sluicegate::ws::deflate::{Deflater, Inflater};
 use sluicegate::ws::header::{Opcode, Sender, parse};
 use sluicegate::ws::mask;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, ReadHalf, WriteHalf, split};
@@ -71,6 +72,60 @@ fn frame(role: Sender, first: u8, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
+/// One message that is compressed by itself, as frames; the payload is cut in two where the act is a fragment.
+fn compress(acts: Vec<Act>) -> Vec<Act> {
+    let mut compressed = Vec::new();
+    let mut deflater = None;
+    for act in acts {
+        let Act::Send(first, payload, cut) = act else {
+            compressed.push(act);
+            continue;
+        };
+        if first & 0x08 != 0 {
+            compressed.push(Act::Send(first, payload, cut));
+            continue;
+        }
+        let begins = first & 0x0f != 0;
+        let deflater = if begins { deflater.insert(Deflater::new()) } else { deflater.as_mut().expect("it began") };
+        let mut into = Vec::new();
+        deflater.feed(&payload, first & 0x80 != 0, &mut into);
+        compressed.push(Act::Send(if begins { first | 0x40 } else { first }, into, cut));
+    }
+    compressed
+}
+
+/// The messages and control frames of a stream, inflated where they are compressed.
+fn messages(frames: &[(u8, Vec<u8>)]) -> Vec<(u8, Vec<u8>)> {
+    let (mut whole, mut open) = (Vec::new(), None);
+    for (first, payload) in frames {
+        if first & 0x08 != 0 {
+            whole.push((*first, payload.clone()));
+            continue;
+        }
+        let message: &mut (u8, Vec<u8>) = open.get_or_insert((first & 0x4f, Vec::new()));
+        message.1.extend(payload);
+        if first & 0x80 != 0 {
+            let (first, payload) = open.take().expect("it began");
+            let mut plain = Vec::new();
+            if first & 0x40 == 0 {
+                plain = payload;
+            } else {
+                let mut inflater = Inflater::new();
+                let mut sink = |bytes: &[u8]| {
+                    plain.extend_from_slice(bytes);
+                    Ok(())
+                };
+                inflater.feed(&payload, &mut sink).expect("it inflates");
+                inflater.finish(&mut sink).expect("it ends");
+            }
+            whole.push((first & 0x0f, plain));
+        }
+    }
+    // A control frame may overtake the end of the message that it came in: only their order among themselves counts.
+    whole.sort_by_key(|(first, _)| first & 0x08);
+    whole
+}
+
 /// Sends all acts and then a Close frame. Returns the frames without the pings' pongs.
 async fn send(role: Sender, acts: Vec<Act>, mut to: WriteHalf<DuplexStream>) -> WriteHalf<DuplexStream> {
     for act in acts {
@@ -91,7 +146,7 @@ async fn send(role: Sender, acts: Vec<Act>, mut to: WriteHalf<DuplexStream>) -> 
 async fn receive(sender: Sender, mut from: ReadHalf<DuplexStream>, pause_ms: u64) -> Vec<(u8, Vec<u8>)> {
     let (mut bytes, mut frames, mut piece) = (Vec::new(), Vec::new(), vec![0; 700]);
     loop {
-        while let Some((header, len)) = parse(&bytes, sender).expect("valid frames come out") {
+        while let Some((header, len)) = parse(&bytes, sender, true).expect("valid frames come out") {
             let end = len + header.payload_bytes as usize;
             if bytes.len() < end {
                 break;
@@ -127,7 +182,7 @@ fn sent(acts: &[Act]) -> Vec<(u8, Vec<u8>)> {
         .collect()
 }
 
-async fn run(client_acts: Vec<Act>, upstream_acts: Vec<Act>, pipe: usize, pauses: [u64; 2]) {
+async fn run(client_acts: Vec<Act>, upstream_acts: Vec<Act>, pipe: usize, pauses: [u64; 2], compression: Compression) {
     let (client, client_far) = tokio::io::duplex(pipe);
     let (upstream, upstream_far) = tokio::io::duplex(pipe);
     let metrics = Metrics::new();
@@ -135,6 +190,7 @@ async fn run(client_acts: Vec<Act>, upstream_acts: Vec<Act>, pipe: usize, pauses
         message: message::Settings {
             max_size_bytes: None,
             max_fragments: None,
+            max_ratio: None,
             messages: None,
             bytes: None,
             control: None,
@@ -158,6 +214,7 @@ async fn run(client_acts: Vec<Act>, upstream_acts: Vec<Act>, pipe: usize, pauses
         client: client_far,
         upstream: upstream_far,
         upstream_preread: Vec::new(),
+        compression,
         settings: Arc::new(settings),
         metrics: metrics.rule("test"),
         control: Arc::<Control>::default(),
@@ -179,7 +236,12 @@ async fn run(client_acts: Vec<Act>, upstream_acts: Vec<Act>, pipe: usize, pauses
     for (received, acts) in [(at_upstream.await.unwrap(), client_acts), (at_client.await.unwrap(), upstream_acts)] {
         let (close, received) = received.split_last().expect("a Close frame");
         assert_eq!(close, &(0x88, b"\x03\xe8".to_vec()));
-        assert!(received == sent(&acts), "{} frames came of {}", received.len(), sent(&acts).len());
+        let sent = sent(&acts);
+        if compression == Compression::Terminate {
+            assert!(messages(received) == messages(&sent), "{} frames came of {}", received.len(), sent.len());
+        } else {
+            assert!(received == sent, "{} frames came of {}", received.len(), sent.len());
+        }
     }
 }
 
@@ -193,8 +255,17 @@ proptest! {
         pipe in prop_oneof![Just(16usize), Just(64), Just(1000), Just(100_000)],
         client_pause in 0u64..3,
         upstream_pause in 0u64..3,
+        compression in prop_oneof![
+            Just(Compression::Off), Just(Compression::Passthrough), Just(Compression::Terminate)
+        ],
+        compressed: bool,
     ) {
+        let upstream_acts = match compression {
+            Compression::Passthrough if compressed => compress(upstream_acts),
+            _ => upstream_acts,
+        };
+        let client_acts = if compressed && compression != Compression::Off { compress(client_acts) } else { client_acts };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
-        runtime.block_on(run(client_acts, upstream_acts, pipe, [client_pause, upstream_pause]));
+        runtime.block_on(run(client_acts, upstream_acts, pipe, [client_pause, upstream_pause], compression));
     }
 }

@@ -232,7 +232,7 @@ fn read_with_scanner(stream: &[u8]) -> (Reading, usize) {
                     items.push(deliver(kind, &mut message));
                 }
             }
-            Ok(Step::Payload { len, ends_message }) => {
+            Ok(Step::Payload { len, ends_message, .. }) => {
                 let start = message.len();
                 message.extend_from_slice(&stream[at..at + len]);
                 mask::apply(&mut message[start..], key, (at - payload_at) as u64);

@@ -9,9 +9,9 @@ use std::time::Duration;
 use sluicegate::cause::Cause;
 use sluicegate::metrics::Metrics;
 use sluicegate::policy::{keepalive, message, slow_client};
-use sluicegate::tunnel::Settings;
 use sluicegate::tunnel::registry::{Control, Order};
 use sluicegate::tunnel::session::{Opening, Outcome, Session};
+use sluicegate::tunnel::{Compression, Settings};
 use sluicegate::ws::close::CloseCode;
 use sluicegate::ws::error::ProtocolError;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
@@ -34,6 +34,7 @@ fn settings() -> Settings {
         message: message::Settings {
             max_size_bytes: Some(1 << 20),
             max_fragments: Some(1024),
+            max_ratio: Some(200),
             messages: None,
             bytes: None,
             control: Some(message::Rate::per_second(20, 100)),
@@ -55,10 +56,10 @@ fn quiet() -> Settings {
 }
 
 fn open(settings: Settings) -> Tunnel {
-    open_with(settings, Vec::new())
+    open_with(settings, Vec::new(), Compression::Off)
 }
 
-fn open_with(settings: Settings, upstream_preread: Vec<u8>) -> Tunnel {
+fn open_with(settings: Settings, upstream_preread: Vec<u8>, compression: Compression) -> Tunnel {
     let (client, client_far) = tokio::io::duplex(PIPE_BYTES);
     let (upstream, upstream_far) = tokio::io::duplex(PIPE_BYTES);
     let metrics = Metrics::new();
@@ -68,6 +69,7 @@ fn open_with(settings: Settings, upstream_preread: Vec<u8>) -> Tunnel {
         client: client_far,
         upstream: upstream_far,
         upstream_preread,
+        compression,
         settings: Arc::new(settings),
         metrics: metrics.rule("test"),
         control: control.clone(),
@@ -222,7 +224,7 @@ async fn forwards_one_byte_at_a_time_without_holding_payload_back() {
 #[tokio::test(start_paused = true)]
 async fn forwards_what_came_behind_the_101() {
     let early = [plain(0x81, b"hello"), plain(0x81, b"again")].concat();
-    let mut tunnel = open_with(settings(), early.clone());
+    let mut tunnel = open_with(settings(), early.clone(), Compression::Off);
     expect(&mut tunnel.client, &early).await;
 }
 

@@ -171,6 +171,7 @@ fn listeners(raw: &[RawListener], report: &mut Report<'_>) -> Vec<Listener> {
         let client_address = match &raw.client_address {
             None | Some(RawClientAddress::List(RawAddressList::XForwardedFor)) => AddressSource::XForwardedFor,
             Some(RawClientAddress::List(RawAddressList::Forwarded)) => AddressSource::Forwarded,
+            Some(RawClientAddress::List(RawAddressList::ProxyProtocol)) => AddressSource::ProxyProtocol,
             Some(RawClientAddress::Header(raw)) => HeaderName::try_from(&raw.header).map_or_else(
                 |_| {
                     let allowed = "the name of a header, such as \"cf-connecting-ip\"";

@@ -7,12 +7,12 @@ use serde_json::Value;
 use super::build_proxy;
 use super::fault::ConfigFault;
 use super::key_path::{KeyPath, shown};
-use super::model::{Action, PerIp, Rule, WebSocketMode};
+use super::model::{Action, CompressionMode, PerIp, Rule, WebSocketMode};
 use super::ranges;
 use super::raw::OrOff;
 use super::raw_rule::{
-    RawAllow, RawConnections, RawControlRate, RawEnforcement, RawHandshakeRate, RawKeepalive, RawMatch, RawMessage,
-    RawMessageRate, RawMissing, RawOrigin, RawRule, RawSide, RawSlowClient, RawSwitch, RawWebSocket,
+    RawAllow, RawCompression, RawConnections, RawControlRate, RawEnforcement, RawHandshakeRate, RawKeepalive, RawMatch,
+    RawMessage, RawMessageRate, RawMissing, RawOrigin, RawRule, RawSide, RawSlowClient, RawSwitch, RawWebSocket,
 };
 use super::shape::likely;
 use super::units::{ByteRate, Count, Rate, Size, Span};
@@ -31,6 +31,7 @@ const CONNECTIONS_TOTAL: Count = Count(20_000);
 const MAX_BURST: u64 = 1_000_000;
 const MAX_SIZE: Size = Size(1 << 20);
 const MAX_FRAGMENTS: Count = Count(1024);
+const MAX_RATIO: Count = Count(200);
 const CONTROL_RATE: Rate = Rate::per_second(20);
 const CONTROL_BURST: Count = Count(100);
 const STALL_TIMEOUT: Span = Span(Duration::from_secs(60));
@@ -181,6 +182,11 @@ pub fn build(raw: RawRule, place: &Place<'_>, names: Names<'_>, faults: &mut Vec
         connections_per_ip: per_ip.map(|limit| PerIp { limit, written: connections_written }),
         connections_total,
         message,
+        compression: match raw.compression {
+            None | Some(RawCompression::Passthrough) => CompressionMode::Passthrough,
+            Some(RawCompression::Terminate) => CompressionMode::Terminate,
+            Some(RawCompression::Refuse) => CompressionMode::Refuse,
+        },
         keepalive,
         idle_timeout,
         slow_client,
@@ -286,6 +292,7 @@ fn message(raw: Option<OrOff<RawMessage>>, found: &mut Found) -> message::Settin
         return message::Settings {
             max_size_bytes: None,
             max_fragments: None,
+            max_ratio: None,
             messages: None,
             bytes: None,
             control: None,
@@ -306,6 +313,7 @@ fn message(raw: Option<OrOff<RawMessage>>, found: &mut Found) -> message::Settin
     });
     let settings = message::Settings {
         max_size_bytes,
+        max_ratio: or_default(raw.max_ratio, MAX_RATIO).map(|count| u32::try_from(count.0).unwrap_or(u32::MAX)),
         max_fragments: or_default(raw.max_fragments, MAX_FRAGMENTS)
             .map(|count| u32::try_from(count.0).unwrap_or(u32::MAX)),
         messages: message_rate(&rate, found),

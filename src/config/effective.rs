@@ -107,6 +107,7 @@ fn rule_defaults() -> Value {
         "connections": { "total": 20000 },
         "message": {
             "max_size": "1MiB",
+            "max_ratio": 200,
             "max_fragments": 1024,
             "rate": "off",
             "control_rate": { "frames": "20/s", "burst": 100 },
@@ -114,7 +115,7 @@ fn rule_defaults() -> Value {
             "utf8": "on",
             "upstream_max_size": "16MiB",
         },
-        "compression": "refuse",
+        "compression": "passthrough",
         "keepalive": { "interval": "25s", "timeout": "30s", "sides": ["client", "upstream"] },
         "idle_timeout": "off",
         "slow_client": { "timeout": "30s", "min_rate": "1KiB/s" },

@@ -33,8 +33,8 @@ pub use build::{DEFAULT_ADMIN, check_endpoint};
 pub use effective::Effective;
 pub use fault::{ConfigFault, Warning};
 pub use model::{
-    AccessLog, Action, Admin, Balance, Config, HeadLimits, HttpLimits, Limits, Listener, PerIp, Respond, Rule,
-    Shutdown, Sticky, Upstream, WebSocketMode,
+    AccessLog, Action, Admin, Balance, CompressionMode, Config, HeadLimits, HttpLimits, Limits, Listener, PerIp,
+    Respond, Rule, Shutdown, Sticky, Upstream, WebSocketMode,
 };
 pub use shape::schema;
 pub use simple::{AdminBind, simple};

@@ -158,6 +158,8 @@ pub struct Rule {
     pub connections_total: Option<usize>,
     /// What a message may be.
     pub message: message::Settings,
+    /// Who negotiates permessage-deflate with whom.
+    pub compression: CompressionMode,
     /// When a side is pinged and given up; `None` is off.
     pub keepalive: Option<keepalive::Settings>,
     /// How long a session may be without messages; `None` is off.
@@ -166,6 +168,17 @@ pub struct Rule {
     pub slow_client: Option<slow_client::Settings>,
     /// How long the closing handshake may take.
     pub close_timeout: Duration,
+}
+
+/// Who negotiates permessage-deflate with whom.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CompressionMode {
+    /// The client with the upstream; what the client sends is inspected.
+    Passthrough,
+    /// The client with the gateway; the upstream is offered none.
+    Terminate,
+    /// Nobody.
+    Refuse,
 }
 
 /// What is done with a request.

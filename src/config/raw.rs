@@ -104,18 +104,19 @@ pub struct RawHead {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub enum RawClientAddress {
-    /// A list that each hop appends to.
+    /// A list that each hop appends to, or the PROXY protocol.
     List(RawAddressList),
     /// One address in a header.
     Header(RawAddressHeader),
 }
 
-/// A list that each hop appends to.
+/// A list that each hop appends to, or the PROXY protocol, versions 1 and 2.
 #[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum RawAddressList {
     XForwardedFor,
     Forwarded,
+    ProxyProtocol,
 }
 
 /// One address in a header.

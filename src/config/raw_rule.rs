@@ -47,8 +47,8 @@ pub struct RawRule {
     pub connections: Option<OrOff<RawConnections>>,
     /// What a client's messages may be. Default: the defaults of its keys; `off` is no limit and no check of UTF-8.
     pub message: Option<OrOff<RawMessage>>,
-    /// Compression. Default and only value: `refuse`, so that no extension is negotiated and every frame can be
-    /// checked.
+    /// Compression, permessage-deflate. Default `passthrough`: client and backend negotiate it, and what a client sends
+    /// is inflated and checked. `terminate`: with the client only; the backend sees plain messages. `refuse`: none.
     pub compression: Option<RawCompression>,
     /// When a side is pinged and given up. Default: the defaults of its keys. `off` lets the hops in front close idle
     /// sessions and keeps dead ones for ever.
@@ -193,6 +193,11 @@ pub struct RawMessage {
     pub max_fragments: Option<OrOff<Count>>,
     /// How fast a client's data messages may come; over it 1008. Default `off`.
     pub rate: Option<OrOff<RawMessageRate>>,
+    /// What a client's compressed messages may become, as a multiple of what they are on the wire, over the session and
+    /// beyond 16MiB at once and 4MiB/s; over it 1009. Default 200, 1 to 1032, or `off`. Low cuts clients whose messages
+    /// repeat themselves; `off` lets a client make the gateway and the backend inflate 1,032 bytes for each that it
+    /// sends.
+    pub max_ratio: Option<OrOff<Count>>,
     /// How fast a client's pings and pongs may come; over it 1008. Default: the defaults of its keys, or `off`.
     pub control_rate: Option<OrOff<RawControlRate>>,
     /// How long a client may send no byte of a message that it has begun; over it 1008. Default 60s, 100ms to 1h, or
@@ -241,6 +246,8 @@ pub enum RawSwitch {
 #[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum RawCompression {
+    Passthrough,
+    Terminate,
     Refuse,
 }
 

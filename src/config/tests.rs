@@ -59,6 +59,8 @@ fn a_file_without_rules_takes_everything_to_the_only_upstream_by_the_defaults() 
     assert_eq!(rule.upstream_timeout, seconds(10));
     assert_eq!(rule.message.max_size_bytes, Some(1 << 20));
     assert_eq!(rule.message.max_fragments, Some(1024));
+    assert_eq!(rule.message.max_ratio, Some(200));
+    assert_eq!(rule.compression, CompressionMode::Passthrough);
     assert_eq!((rule.message.messages, rule.message.bytes), (None, None));
     assert_eq!(rule.message.control, Some(Rate::per_second(20, 100)));
     assert_eq!(rule.message.stall_timeout, Some(seconds(60)));
@@ -134,7 +136,7 @@ fn off_switches_leaves_and_policies_off() {
     upstream: chat
     handshake: { per_ip: off }
     connections: { per_ip: off, total: off }
-    message: { max_size: off, max_fragments: off, rate: off, control_rate: off, stall_timeout: off, utf8: off, upstream_max_size: off }
+    message: { max_size: off, max_fragments: off, max_ratio: off, rate: off, control_rate: off, stall_timeout: off, utf8: off, upstream_max_size: off }
     keepalive: off
     idle_timeout: off
     slow_client: off

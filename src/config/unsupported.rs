@@ -19,13 +19,11 @@ const KEYS: [(&str, &[&str]); 7] = [
 
 /// Values by the place of the key: the word itself, or what it begins with when that ends in a colon; and what may be
 /// written instead.
-const VALUES: [(&str, &[&str], &str); 6] = [
+const VALUES: [(&str, &[&str], &str); 4] = [
     ("listeners[].bind", &["unix:"], "an address and port such as \"127.0.0.1:8080\""),
-    ("listeners[].client_address", &["proxy_protocol"], "x_forwarded_for, forwarded, or { header: NAME }"),
     ("admin.bind", &["unix:"], "an address and port such as \"127.0.0.1:9901\""),
     ("probes.bind", &["unix:"], "an address and port such as \"127.0.0.1:9902\""),
     ("upstreams[].endpoints[]", &["unix:"], "host:port, such as \"127.0.0.1:9001\""),
-    ("rules[].compression", &["passthrough", "terminate"], "refuse"),
 ];
 
 /// Finds and prunes what this version does not have.

@@ -108,11 +108,12 @@ pub fn tell_client(upstream: &mut RequestHeader, request: &Request, source: &Sou
                 Source::XForwardedFor => *name == X_FORWARDED_FOR,
                 Source::Forwarded => *name == header::FORWARDED,
                 Source::Header(chosen) => name == chosen,
+                Source::ProxyProtocol => false,
             }
     };
     let chosen = match source {
         Source::Header(name) => Some(name),
-        Source::XForwardedFor | Source::Forwarded => None,
+        Source::XForwardedFor | Source::Forwarded | Source::ProxyProtocol => None,
     };
     let chain = source_kept(&X_FORWARDED_FOR).then(|| joined(came, &X_FORWARDED_FOR)).flatten();
     for name in [&header::FORWARDED, &X_REAL_IP].into_iter().chain(chosen) {

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use super::record::{Record, SessionRecord};
 use super::upstreams::{self, Upstream};
 use crate::cause::Refusal;
-use crate::config::{self, AccessLog, Config, HttpLimits, PerIp, Respond, Sticky, WebSocketMode};
+use crate::config::{self, AccessLog, CompressionMode, Config, HttpLimits, PerIp, Respond, Sticky, WebSocketMode};
 use crate::metrics::{Metrics, NO_RULE, RuleMetrics};
 use crate::policy::client_address::{self, TrustedProxies};
 use crate::policy::clients::Clients;
@@ -75,6 +75,8 @@ pub struct Rule {
     report_only: bool,
     /// Whether it takes upgrades.
     pub websocket: WebSocketMode,
+    /// Who negotiates permessage-deflate with whom.
+    pub compression: CompressionMode,
     /// Which pages may open a WebSocket.
     pub origin: OriginPolicy,
     handshakes: Option<PerIp<HandshakeLimit>>,
@@ -226,6 +228,7 @@ impl Rule {
             clients: rule.clients.clone(),
             report_only: rule.report_only,
             websocket: rule.websocket,
+            compression: rule.compression,
             origin: rule.origin.clone(),
             handshakes,
             upstream_timeout: rule.upstream_timeout,

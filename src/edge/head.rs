@@ -72,7 +72,7 @@ pub async fn read(io: &mut TcpStream, read: Bytes, limits: &HeadLimits, first: b
     }
 }
 
-async fn read_some(io: &mut TcpStream, into: &mut BytesMut) -> io::Result<usize> {
+pub(super) async fn read_some(io: &mut TcpStream, into: &mut BytesMut) -> io::Result<usize> {
     std::future::poll_fn(|cx| {
         SCRATCH.with_borrow_mut(|scratch| {
             let mut buffer = ReadBuf::new(scratch);

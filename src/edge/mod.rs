@@ -11,6 +11,7 @@ pub mod gateway;
 pub mod head;
 pub mod listener;
 pub mod plain;
+pub mod proxy_protocol;
 pub mod record;
 pub mod request;
 pub mod routed;

@@ -14,6 +14,7 @@ use super::request::Request;
 use crate::cause::{Cause, Refusal};
 use crate::events::{self, Event};
 use crate::metrics::NO_RULE;
+use crate::tunnel::Compression;
 use crate::tunnel::registry::Control;
 use crate::tunnel::session::Outcome;
 
@@ -66,6 +67,8 @@ pub struct SessionRecord {
     pub endpoint: Box<str>,
     /// The subprotocol that the upstream chose.
     pub subprotocol: Option<Box<str>>,
+    /// Who compresses messages.
+    pub compression: Compression,
 }
 
 impl Record {
@@ -232,7 +235,7 @@ impl SessionRecord {
             .field("endpoint", &*self.endpoint)
             .field("status", 101u16)
             .field("subprotocol", self.subprotocol.as_deref())
-            .field("compression", "off")
+            .field("compression", self.compression.name())
     }
 
     /// Writes the line of a session.

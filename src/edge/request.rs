@@ -8,7 +8,7 @@ use super::forwarding;
 use super::head::Head;
 use crate::cause::Refusal;
 use crate::config;
-use crate::policy::client_address::{self, Peer, TrustedProxies};
+use crate::policy::client_address::{self, Peer, Source, TrustedProxies};
 use crate::policy::route::{self, Authority};
 use crate::ws::handshake::{list, list_has};
 
@@ -25,7 +25,8 @@ pub struct Request {
     pub client: IpAddr,
     /// The address of the peer.
     pub peer: IpAddr,
-    /// Whether the peer is believed when it names the client.
+    /// Whether the peer is believed in what its headers say of the client. Behind the PROXY protocol they are the
+    /// client's own.
     pub peer_trusted: bool,
     /// Whether it asks for a WebSocket.
     pub intent: Intent,
@@ -54,7 +55,7 @@ pub enum Intent {
 }
 
 impl Request {
-    /// Reads a head.
+    /// Reads a head. `named` is the client that the PROXY protocol has named.
     ///
     /// # Errors
     /// `ConnectMethod`, `BadHost`, `BadPath`, `MixedUpgrade`, `UpgradeOverHttp10`, `HostNotServed`, and
@@ -63,11 +64,14 @@ impl Request {
     pub fn read(
         mut head: Head,
         peer: IpAddr,
+        named: Option<IpAddr>,
         listener: &config::Listener,
         trusted_proxies: &TrustedProxies,
     ) -> Result<Self, Box<Unread>> {
-        let peer_trusted = trusted_proxies.contains(Peer::Ip(peer));
-        let client = client_address::resolve(&listener.client_address, trusted_proxies, peer, &head.request.headers);
+        let source = &listener.client_address;
+        let peer_trusted = *source != Source::ProxyProtocol && trusted_proxies.contains(Peer::Ip(peer));
+        let client =
+            named.unwrap_or_else(|| client_address::resolve(source, trusted_proxies, peer, &head.request.headers));
         let read = |head: &mut Head| {
             if head.request.method == http::Method::CONNECT {
                 return Err(Refusal::ConnectMethod);
@@ -95,6 +99,11 @@ impl Request {
             Ok((authority, path, intent)) => Ok(Self { head, authority, path, client, peer, peer_trusted, intent }),
             Err(refusal) => Err(Box::new(Unread { head, client, refusal })),
         }
+    }
+
+    /// Whether the client is known apart from its peer: then limits per client address are meant for it.
+    pub fn client_is_known(&self) -> bool {
+        self.peer_trusted || self.client != self.peer
     }
 
     /// Its host, in lower case and without a port; empty when it has none.

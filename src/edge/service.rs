@@ -12,6 +12,7 @@ use super::fixed;
 use super::gateway::{Action, Gateway, ListenerState, Rule};
 use super::head::{self, NoHead};
 use super::plain::PlainProxy;
+use super::proxy_protocol;
 use super::record::{PlainAnswer, Record};
 use super::request::{Intent, Request};
 use super::routed::{Routed, note_answer};
@@ -19,6 +20,7 @@ use super::sticky;
 use super::upgrade;
 use crate::cause::Refusal;
 use crate::config::WebSocketMode;
+use crate::policy::client_address::{Peer, Source};
 use crate::policy::route;
 
 /// What serves connections, shared by all listeners.
@@ -38,7 +40,11 @@ impl Service {
             return self.refuse(&listener, io, peer, None, Refusal::ProcessConnections).await;
         };
         upgrade::tune_client(&io);
-        let mut read = Bytes::new();
+        let (named, mut read) = match self.read_proxy_header(&listener, &mut io, peer).await {
+            Ok(read) => read,
+            Err(NoHead::Quiet) => return,
+            Err(NoHead::Refused(refusal)) => return self.refuse(&listener, io, peer, None, refusal).await,
+        };
         let mut first = true;
         loop {
             let head = tokio::select! {
@@ -52,7 +58,7 @@ impl Service {
                 Err(NoHead::Quiet) => return,
                 Err(NoHead::Refused(refusal)) => return self.refuse(&listener, io, peer, None, refusal).await,
             };
-            let request = match Request::read(head, peer, &listener.config, &gateway.trusted_proxies) {
+            let request = match Request::read(head, peer, named, &listener.config, &gateway.trusted_proxies) {
                 Ok(request) => request,
                 Err(unread) => {
                     let mut record = Record::of_head(&listener.name, peer, &unread.head);
@@ -125,6 +131,22 @@ impl Service {
             }
             first = false;
         }
+    }
+
+    /// Whose connection a hop says that this is, where the listener asks for it; and what was read behind that.
+    async fn read_proxy_header(
+        &self,
+        listener: &ListenerState,
+        io: &mut TcpStream,
+        peer: IpAddr,
+    ) -> Result<(Option<IpAddr>, Bytes), NoHead> {
+        if listener.config.client_address != Source::ProxyProtocol {
+            return Ok((None, Bytes::new()));
+        }
+        if !self.gateway.trusted_proxies.contains(Peer::Ip(peer)) {
+            return Err(NoHead::Refused(Refusal::ProxyHeader));
+        }
+        Box::pin(proxy_protocol::read(io, listener.config.head.timeout)).await
     }
 
     /// The policies that hold for every request of a rule.

@@ -26,21 +26,26 @@ use super::sticky::{self, Choice};
 use super::stream::PrereadStream;
 use super::upstreams::{ConnectError, Lease, Upstream};
 use crate::cause::Refusal;
-use crate::config::WebSocketMode;
+use crate::config::{CompressionMode, WebSocketMode};
 use crate::metrics::SessionMark;
 use crate::policy::client_address;
 use crate::policy::connection_limit::{Denied, Enforce, Guard};
 use crate::policy::origin::Site;
 use crate::policy::reconnects;
+use crate::tunnel::Compression;
 use crate::tunnel::registry::{Entry, Order};
 use crate::tunnel::session::{Opening, Session};
-use crate::ws::handshake;
+use crate::ws::extensions::{self, Parameters};
+use crate::ws::{deflate, handshake};
 
 /// Unsent bytes of a client's socket from which it counts as not writable, so that pending output is noticed in time.
 const CLIENT_NOTSENT_LOWAT_BYTES: u32 = 128 << 10;
 
 /// The most 1xx answers that are skipped before the upstream's answer. RFC 9110 §15.2.
 const MAX_INTERIM_ANSWERS: usize = 16;
+
+/// As it is written by those who know only this spelling.
+const EXTENSIONS: &str = "Sec-WebSocket-Extensions";
 
 /// What a session holds until it ends.
 struct Held {
@@ -73,13 +78,13 @@ pub async fn serve(
         record.refused(&refusal, None);
         answer::refuse(io, &refusal).await;
     };
-    let places = match admit(gateway, &request, &rule, &record, client_descriptor) {
-        Ok(places) => places,
+    let (places, offers) = match admit(gateway, &request, &rule, &record, client_descriptor) {
+        Ok(admitted) => admitted,
         Err(refusal) => return refuse(io, refusal).await,
     };
     let asked = tokio::select! {
         biased;
-        asked = ask(&request, &rule, &to, &choice, listener) => asked,
+        asked = ask(&request, &rule, &to, &choice, listener, &offers) => asked,
         refusal = watch(&io) => Err(refusal),
         () = gateway.refusing() => Err(Refusal::Draining),
     };
@@ -101,13 +106,17 @@ pub async fn serve(
         record.refused(&refusal, relayed.err().map(BrokenOff::detail));
         return answer::end(io).await;
     }
-    if let Err(error) = verify(&request, &asked) {
-        let refusal = Refusal::UpstreamInvalidUpgrade;
-        metrics.refused(&refusal);
-        record.refused(&refusal, Some(&error.to_string()));
-        return answer::refuse(io, &refusal).await;
-    }
+    let accepted = match verify(&request, &asked) {
+        Ok(accepted) => accepted,
+        Err(error) => {
+            let refusal = Refusal::UpstreamInvalidUpgrade;
+            metrics.refused(&refusal);
+            record.refused(&refusal, Some(&error.to_string()));
+            return answer::refuse(io, &refusal).await;
+        }
+    };
     forwarding::apply(&rule.response_headers, &mut *asked.answer);
+    let compression = compress(&rule, &offers, accepted, &mut asked.answer);
     if let Some(refusal) = watch(&io).now_or_never() {
         return refuse(io, refusal).await;
     }
@@ -131,6 +140,7 @@ pub async fn serve(
         upstream: to.name().into(),
         endpoint: asked.lease.endpoint().address().into(),
         subprotocol,
+        compression,
     };
     let entry = gateway.registry.enter(rule.metrics.clone(), record);
     if gateway.is_refusing() {
@@ -141,6 +151,7 @@ pub async fn serve(
         client: io,
         upstream,
         upstream_preread: preread,
+        compression,
         settings: rule.tunnel.clone(),
         metrics: rule.metrics.clone(),
         control: entry.live.control.clone(),
@@ -158,16 +169,17 @@ async fn run(session: Session<TcpStream, TcpStream>, held: Held, gateway: Arc<Ga
     held.entry.live.tag.ended(&outcome);
 }
 
-/// Every check that needs no upstream, in the order of the table in the manual.
+/// Every check that needs no upstream, in the order of the table in the manual; and the client's offers of
+/// permessage-deflate.
 fn admit(
     gateway: &Gateway,
     request: &Request,
     rule: &Rule,
     record: &Record,
     client_descriptor: Guard,
-) -> Result<Places, Refusal> {
+) -> Result<(Places, Vec<Parameters>), Refusal> {
     let key = client_address::limit_key(request.client);
-    let by_default = gateway.enforces_defaults_against(request.peer, request.peer_trusted);
+    let by_default = gateway.enforces_defaults_against(request.peer, request.client_is_known());
     if let Some((limit, written)) = rule.handshake_limit() {
         let verdict = limit.check(key, Instant::now()).map_err(Refusal::HandshakeRate);
         pass(gateway, request, rule, record, verdict, written || by_default, HANDSHAKE_RATE)?;
@@ -175,7 +187,7 @@ fn admit(
     if rule.websocket == WebSocketMode::Deny {
         rule.judge(Err(Refusal::UpgradeDenied), record)?;
     }
-    check_handshake(request)?;
+    let offers = check_handshake(request)?;
     pass(gateway, request, rule, record, check_origin(request, rule), true, Refusal::OriginNotAllowed)?;
     let in_process = gateway.sessions.acquire(key, Enforce::ALL).map_err(|_| Refusal::ProcessConnections)?.guard;
     let (limit, written) = rule.connection_limit();
@@ -185,12 +197,13 @@ fn admit(
     let verdict = in_rule.would_refuse.map_or(Ok(()), |denied| Err(refusal_of(denied)));
     let hop = !(written || by_default);
     pass(gateway, request, rule, record, verdict, !hop, Refusal::ConnectionsPerIp)?;
-    Ok(Places {
+    let places = Places {
         _client_descriptor: client_descriptor,
         _upstream_descriptor: gateway.take_descriptor().ok_or(Refusal::ProcessConnections)?,
         _in_rule: in_rule.guard,
         _in_process: in_process,
-    })
+    };
+    Ok((places, offers))
 }
 
 const HANDSHAKE_RATE: Refusal = Refusal::HandshakeRate(std::time::Duration::ZERO);
@@ -227,8 +240,9 @@ fn pass(
     }
 }
 
-/// What RFC 6455 §4.2.1 asks of a client's handshake, and what must not come with one.
-fn check_handshake(request: &Request) -> Result<(), Refusal> {
+/// What RFC 6455 §4.2.1 asks of a client's handshake, and what must not come with one. Returns the offers of
+/// permessage-deflate.
+fn check_handshake(request: &Request) -> Result<Vec<Parameters>, Refusal> {
     let head = &request.head;
     let headers = &head.request.headers;
     if head.request.method != http::Method::GET {
@@ -247,17 +261,14 @@ fn check_handshake(request: &Request) -> Result<(), Refusal> {
         return Err(Refusal::BadKey);
     }
     let subprotocols = handshake::list(headers, &header::SEC_WEBSOCKET_PROTOCOL).all(handshake::is_token);
-    let extensions = headers
-        .get_all(header::SEC_WEBSOCKET_EXTENSIONS)
-        .into_iter()
-        .all(|line| handshake::is_valid_extension_list(line.as_bytes()));
-    if !(subprotocols && extensions) {
+    let offers = extensions::offers(headers).map_err(|_| Refusal::BadOffer)?;
+    if !subprotocols {
         return Err(Refusal::BadOffer);
     }
     if head.bytes.len() > head.len {
         return Err(Refusal::EarlyData);
     }
-    Ok(())
+    Ok(offers)
 }
 
 /// Against cross-site WebSocket hijacking. RFC 6455 §10.2.
@@ -285,6 +296,8 @@ struct Asked {
     answer: Box<ResponseHeader>,
     lease: Lease,
     sent: Box<RequestHeader>,
+    /// The offers of permessage-deflate that the upstream was sent.
+    offers: Vec<Parameters>,
 }
 
 async fn ask(
@@ -293,12 +306,14 @@ async fn ask(
     to: &Upstream,
     choice: &Choice,
     listener: &ListenerState,
+    offers: &[Parameters],
 ) -> Result<Asked, Refusal> {
     let (stream, lease) = to.connect(&choice.preference).await.map_err(|error| match error {
         ConnectError::Timeout(_) => Refusal::UpstreamTimeout,
         ConnectError::Unreachable(_) => Refusal::UpstreamUnreachable,
     })?;
-    let sent = Box::new(upstream_request(request, rule, listener)?);
+    let offers = if rule.compression == CompressionMode::Passthrough { offers } else { &[] }.to_vec();
+    let sent = Box::new(upstream_request(request, rule, listener, &offers)?);
     let mut session = HttpSession::new(PrereadStream::boxed(stream));
     let answer = timeout(rule.upstream_timeout, async {
         session.write_request_header(sent.clone()).await?;
@@ -317,7 +332,7 @@ async fn ask(
         Ok(Err(_)) | Err(_) => endpoint.misbehaved(),
     }
     match answer {
-        Ok(Ok(answer)) => Ok(Asked { session, answer, lease, sent }),
+        Ok(Ok(answer)) => Ok(Asked { session, answer, lease, sent, offers }),
         Ok(Err(error)) if *error.etype() == ErrorType::InvalidHTTPHeader => Err(Refusal::UpstreamMalformed),
         Ok(Err(_)) => Err(Refusal::UpstreamUnreachable),
         Err(_) => Err(Refusal::UpstreamTimeout),
@@ -325,13 +340,22 @@ async fn ask(
 }
 
 /// The handshake as the backend sees it.
-fn upstream_request(request: &Request, rule: &Rule, listener: &ListenerState) -> Result<RequestHeader, Refusal> {
+fn upstream_request(
+    request: &Request,
+    rule: &Rule,
+    listener: &ListenerState,
+    offers: &[Parameters],
+) -> Result<RequestHeader, Refusal> {
     let malformed = |_| Refusal::MalformedRequest;
     let mut upstream = request.head.request.clone();
     forwarding::strip_hop_by_hop(&mut upstream)?;
     upstream.remove_header(&header::CONTENT_LENGTH);
-    // No extension can be inspected yet, so none is offered.
+    // What is not offered cannot be chosen: no extension whose frames cannot be checked.
     upstream.remove_header(&header::SEC_WEBSOCKET_EXTENSIONS);
+    if !offers.is_empty() {
+        let offers = extensions::write_offers(offers);
+        upstream.insert_header(EXTENSIONS, offers).map_err(malformed)?;
+    }
     forwarding::tell_client(&mut upstream, request, &listener.config.client_address);
     forwarding::apply(&rule.request_headers, &mut upstream);
     forwarding::rewrite(rule.rewrite.as_ref(), &mut upstream).map_err(|_| Refusal::BadPath)?;
@@ -340,9 +364,35 @@ fn upstream_request(request: &Request, rule: &Rule, listener: &ListenerState) ->
     Ok(upstream)
 }
 
-fn verify(request: &Request, asked: &Asked) -> Result<(), handshake::AnswerError> {
+/// Whether the upstream's 101 is one, and the permessage-deflate that it has accepted.
+fn verify(request: &Request, asked: &Asked) -> Result<Option<Parameters>, handshake::AnswerError> {
     let key = request.head.request.headers.get(header::SEC_WEBSOCKET_KEY).map(|key| key.as_bytes());
-    handshake::check_answer(key.unwrap_or_default(), &asked.sent.headers, &asked.answer.headers)
+    handshake::check_answer(key.unwrap_or_default(), &asked.sent.headers, &asked.answer.headers)?;
+    Ok(extensions::answer(&asked.offers, &asked.answer.headers)?)
+}
+
+/// Says in the answer to the client what is compressed how. RFC 7692 §5.1.
+fn compress(
+    rule: &Rule,
+    offers: &[Parameters],
+    accepted: Option<Parameters>,
+    answer: &mut ResponseHeader,
+) -> Compression {
+    let (compression, parameters) = match rule.compression {
+        // A server may ask for this unasked (§7.1.1.2), and need not know it: so no message of the client's refers to
+        // an earlier one, and each can be inflated by itself.
+        CompressionMode::Passthrough => {
+            let told = accepted.map(|accepted| Parameters { client_no_context_takeover: true, ..accepted });
+            (Compression::Passthrough, told)
+        }
+        CompressionMode::Terminate => (Compression::Terminate, extensions::accept(offers, deflate::WINDOW_BITS)),
+        CompressionMode::Refuse => (Compression::Off, None),
+    };
+    answer.remove_header(&header::SEC_WEBSOCKET_EXTENSIONS);
+    let Some(parameters) = parameters else { return Compression::Off };
+    // The value is ours, so it is always one.
+    let _ = answer.insert_header(EXTENSIONS, parameters.to_string());
+    compression
 }
 
 /// The 101 to the client: the upstream's, with exact Upgrade and Connection. RFC 6455 §4.2.2.

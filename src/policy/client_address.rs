@@ -30,6 +30,8 @@ pub enum Source {
     Forwarded,
     /// A header that holds one address, such as `cf-connecting-ip`.
     Header(HeaderName),
+    /// No header: the PROXY protocol, in front of the first request.
+    ProxyProtocol,
 }
 
 /// The peers that are believed when they name a client: `trusted_proxies`.
@@ -101,7 +103,7 @@ pub(super) fn parse_network(text: &str) -> Option<IpNet> {
 /// In a list the right-most address that is not itself a trusted proxy counts, over all header lines in their order;
 /// when all are trusted, the left-most. An entry that is no address (`unknown`, `_hidden`, garbage) ends the walk: the
 /// last address to its right counts, else the peer. A header of one address must come once and parse, else the peer
-/// counts.
+/// counts. Where the PROXY protocol names the client no header does.
 ///
 /// # RFC
 /// RFC 7239 §4, §6 and §7.1.
@@ -111,6 +113,7 @@ pub fn resolve(source: &Source, trusted: &TrustedProxies, peer: IpAddr, headers:
         return peer;
     }
     match source {
+        Source::ProxyProtocol => peer,
         Source::Header(name) => single(headers, name).unwrap_or(peer),
         Source::XForwardedFor => walk(headers, "x-forwarded-for", trusted, peer, parse_node),
         Source::Forwarded => walk(headers, "forwarded", trusted, peer, parse_forwarded_element),

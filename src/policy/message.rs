@@ -7,13 +7,17 @@ use super::gcra::Gcra;
 pub use super::gcra::Rate;
 use super::range::{self, BYTES, HOUR};
 use crate::cause::Cause;
-use crate::ws::scan::Message;
+use crate::ws::deflate::MAX_RATIO;
+use crate::ws::scan::{Inflated, Message};
 
 /// The `message` settings of a rule. `None` is off.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// The largest message of a client, in bytes over all its fragments: 1009.
     pub max_size_bytes: Option<u64>,
+    /// What a client's compressed messages may become, as a multiple of what they are on the wire: 1009.
+    /// [`FREE_INFLATION_BYTES`] at once and [`FREE_INFLATION_BYTES_PER_SECOND`] on average are free.
+    pub max_ratio: Option<u32>,
     /// The most fragments of a client's message: 1008.
     pub max_fragments: Option<u32>,
     /// Data messages of a client: 1008.
@@ -38,6 +42,7 @@ impl Settings {
         };
         let single = [
             self.max_size_bytes.and_then(|bytes| range::size("max_size", bytes, &BYTES)),
+            self.max_ratio.and_then(|ratio| range::count("max_ratio", ratio.into(), &(1..=MAX_RATIO))),
             self.max_fragments.and_then(|count| range::count("max_fragments", count.into(), &(1..=1_000_000))),
             self.bytes.and_then(|bytes| range::byte_rate("rate.bytes", bytes.count)),
             self.stall_timeout.and_then(|timeout| range::span("stall_timeout", timeout, &range::millis(100, HOUR))),
@@ -49,12 +54,23 @@ impl Settings {
     }
 }
 
+/// What a session may inflate at once beyond `max_ratio`, in bytes: a few large messages that repeat themselves are no
+/// attack.
+pub const FREE_INFLATION_BYTES: u64 = 16 << 20;
+
+/// And on average, in bytes per second: some milliseconds of a core.
+pub const FREE_INFLATION_BYTES_PER_SECOND: u64 = 4 << 20;
+
 /// The message policies of one session: it sees the client's frames and says which are too much.
 #[derive(Debug)]
 pub struct MessagePolicy {
     max_size_bytes: u64,
     upstream_max_size_bytes: u64,
     max_fragments: u32,
+    max_ratio: Option<u32>,
+    /// What may be inflated before the ratio is too high, in bytes: it grows with the bytes on the wire and with time.
+    inflation_credit_bytes: u64,
+    inflated_at: Option<Instant>,
     stall_timeout: Option<Duration>,
     messages: Option<Gcra>,
     bytes: Option<Gcra>,
@@ -70,6 +86,9 @@ impl MessagePolicy {
             max_size_bytes: settings.max_size_bytes.unwrap_or(u64::MAX),
             upstream_max_size_bytes: settings.upstream_max_size_bytes.unwrap_or(u64::MAX),
             max_fragments: settings.max_fragments.unwrap_or(u32::MAX),
+            max_ratio: settings.max_ratio,
+            inflation_credit_bytes: FREE_INFLATION_BYTES,
+            inflated_at: None,
             stall_timeout: settings.stall_timeout,
             messages: settings.messages.map(Gcra::new),
             bytes: settings.bytes.map(Gcra::new),
@@ -102,6 +121,25 @@ impl MessagePolicy {
     pub fn on_payload(&mut self, len: usize, now: Instant) -> Result<(), Cause> {
         let kept = self.bytes.as_mut().is_none_or(|rate| rate.take(len as u64, now));
         if kept { Ok(()) } else { Err(Cause::ByteRate) }
+    }
+
+    /// `wire_bytes` of a compressed message of the client were inflated.
+    ///
+    /// The ratio is that of the session, so that many small messages are judged as one large message is.
+    ///
+    /// # Errors
+    /// `MessageTooBig` and `InflationRatio`.
+    pub fn on_inflated(&mut self, wire_bytes: usize, inflated: &Inflated, now: Instant) -> Result<(), Cause> {
+        if inflated.message_bytes > self.max_size_bytes {
+            return Err(Cause::MessageTooBig { size_bytes: inflated.message_bytes, limit_bytes: self.max_size_bytes });
+        }
+        let Some(limit) = self.max_ratio else { return Ok(()) };
+        let since = self.inflated_at.replace(now).map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
+        let free = u64::try_from(since.as_micros()).unwrap_or(u64::MAX).saturating_mul(FREE_INFLATION_BYTES_PER_SECOND);
+        let earned = (wire_bytes as u64).saturating_mul(limit.into()).saturating_add(free / 1_000_000);
+        let credit_bytes = self.inflation_credit_bytes.saturating_add(earned);
+        self.inflation_credit_bytes = credit_bytes.saturating_sub(inflated.bytes).min(FREE_INFLATION_BYTES);
+        if inflated.bytes > credit_bytes { Err(Cause::InflationRatio { limit }) } else { Ok(()) }
     }
 
     /// A ping or a pong of the client's own arrived.
@@ -171,6 +209,7 @@ mod tests {
         Settings {
             max_size_bytes: Some(100),
             max_fragments: Some(3),
+            max_ratio: Some(10),
             messages: Some(Rate::per_second(1, 2)),
             bytes: Some(Rate::per_second(10, 20)),
             control: Some(Rate::per_second(1, 1)),
@@ -181,7 +220,7 @@ mod tests {
     }
 
     fn message(fragments: u32, size_bytes: u64) -> Message {
-        Message { kind: MessageType::Text, fragments, size_bytes }
+        Message { kind: MessageType::Text, fragments, size_bytes, compressed: false, inflated_bytes: 0 }
     }
 
     #[test]
@@ -208,6 +247,33 @@ mod tests {
         assert_eq!(policy.on_payload(1, now), Err(Cause::ByteRate));
         assert_eq!(policy.on_control(now), Ok(()));
         assert_eq!(policy.on_control(now), Err(Cause::ControlRate));
+    }
+
+    #[test]
+    fn refuses_what_inflates_to_too_much_in_one_message_or_in_many() {
+        let unlimited = Settings { max_size_bytes: Some(4 << 20), ..settings() };
+        let mut policy = MessagePolicy::new(&unlimited);
+        let now = Instant::now();
+        let inflated = |bytes, message_bytes| Inflated { bytes, message_bytes };
+        let too_big = Cause::MessageTooBig { size_bytes: (4 << 20) + 1, limit_bytes: 4 << 20 };
+        assert_eq!(policy.on_inflated(512, &inflated(1, (4 << 20) + 1), now), Err(too_big));
+        // Each message is far below the limit, and inflates a thousandfold.
+        let bombs = |policy: &mut MessagePolicy, now| {
+            (0..100_000).take_while(|_| policy.on_inflated(1, &inflated(1000, 1000), now).is_ok()).count() as u64
+        };
+        assert_eq!(bombs(&mut policy, now), FREE_INFLATION_BYTES / 990);
+        let refused = Err(Cause::InflationRatio { limit: 10 });
+        assert_eq!(policy.on_inflated(1, &inflated(1000, 1000), now), refused);
+        // Time and what is compressed as usual earn credit again, and never more than there was.
+        let later = now + Duration::from_secs(1);
+        assert!(bombs(&mut policy, later).abs_diff(FREE_INFLATION_BYTES_PER_SECOND / 990) <= 1);
+        for _ in 0..10_000 {
+            assert_eq!(policy.on_inflated(512, &inflated(2000, 2000), later), Ok(()));
+        }
+        assert_eq!(policy.on_inflated(512, &inflated(FREE_INFLATION_BYTES + 5120, 1), later), Ok(()));
+        assert_eq!(policy.on_inflated(1, &inflated(11, 11), later), refused);
+        let mut policy = MessagePolicy::new(&Settings { max_ratio: None, ..unlimited });
+        assert_eq!(bombs(&mut policy, now), 100_000);
     }
 
     #[test]

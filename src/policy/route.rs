@@ -140,7 +140,20 @@ impl PathMatcher {
         }
     }
 
+    /// Whether a path matches as it is written, or as a backend reads it that merges slashes or cuts parameters off:
+    /// neither spelling is a way around a rule.
     fn matches(&self, path: &str) -> bool {
+        if self.matches_as_written(path) {
+            return true;
+        }
+        if !path.contains("//") && !path.contains(';') {
+            return false;
+        }
+        let cut = cut_parameters(path);
+        [merge_slashes(path), merge_slashes(&cut)].iter().any(|read| self.matches_as_written(read))
+    }
+
+    fn matches_as_written(&self, path: &str) -> bool {
         match self {
             Self::Any => true,
             Self::Exact(exact) => path == exact,
@@ -150,6 +163,23 @@ impl PathMatcher {
             Self::Regex(regex) => regex.is_match(path),
         }
     }
+}
+
+/// A path without empty segments but the last, as most servers of files and some frameworks read it.
+fn merge_slashes(path: &str) -> String {
+    let mut merged = String::with_capacity(path.len());
+    for c in path.chars() {
+        if c != '/' || !merged.ends_with('/') {
+            merged.push(c);
+        }
+    }
+    merged
+}
+
+/// A path without what stands behind a semicolon in its segments, as servlets read it. RFC 3986 §3.3.
+fn cut_parameters(path: &str) -> String {
+    let segments = path.split('/').map(|segment| segment.split(';').next().unwrap_or_default());
+    segments.collect::<Vec<_>>().join("/")
 }
 
 fn normalized(key: &str, path: &str) -> Result<String, Fault> {
@@ -330,7 +360,7 @@ pub enum PathError {
 
 /// A path in the one form that rules are compared with: unreserved characters decoded, other escapes in upper case.
 ///
-/// The path comes without its query. Empty segments stay: `//ws` is not `/ws`.
+/// The path comes without its query. Empty segments and parameters stay; a [`Matcher`] looks behind them.
 ///
 /// # Errors
 /// Whatever backends read in different ways: dot segments, escaped slashes and backslashes, NUL, broken escapes.
@@ -446,9 +476,23 @@ mod tests {
             ("/api/", "/api", true),
             ("/", "/", true),
             ("/", "/x", true),
-            ("/api", "//api", false),
         ] {
             assert_eq!(path_matches(PathSpec::Prefix(prefix.into()), path), expected, "{prefix} {path}");
+        }
+    }
+
+    #[test]
+    fn slashes_and_parameters_are_no_way_around_a_rule() {
+        for path in ["//api", "///api//x", "/api;a", "/api;a=b/x", "/;a/api", "//;a/api;b/", "/api//x;y"] {
+            assert!(path_matches(PathSpec::Prefix("/api".into()), path), "{path}");
+            assert!(path_matches(PathSpec::Regex("/api(/.*)?".into()), path), "{path}");
+        }
+        assert!(path_matches(PathSpec::Exact("/ws".into()), "//ws;a"));
+        // A rule for one such spelling still has it.
+        assert!(path_matches(PathSpec::Exact("/a//b;c".into()), "/a//b;c"));
+        assert!(path_matches(PathSpec::Regex("/a;b=[0-9]+".into()), "/a;b=1"));
+        for path in ["/apix;y", "/x/api", "/x;/api", "/ap;i", "/x//api"] {
+            assert!(!path_matches(PathSpec::Prefix("/api".into()), path), "{path}");
         }
     }
 

@@ -13,7 +13,7 @@ use crate::events::Event;
 use crate::metrics::RuleMetrics;
 use crate::policy::message::MessagePolicy;
 use crate::ws::header::Sender;
-use crate::ws::scan::Message;
+use crate::ws::scan::{Inflated, Message};
 
 /// What both directions of a session share.
 pub(super) struct Core {
@@ -28,6 +28,8 @@ pub(super) struct Core {
     pub(super) ordered: Option<(Cause, Instant)>,
     /// Policies that would have closed the session, and have said so.
     pub(super) reported: Vec<&'static str>,
+    /// What was inflated since the session was woken, in bytes.
+    pub(super) inflated_bytes: u64,
 }
 
 impl Core {
@@ -79,6 +81,20 @@ impl Core {
         }
     }
 
+    /// Writes what `read_bytes` became, and counts those.
+    pub(super) fn pass_recoded<S: Wire>(
+        &mut self,
+        from: Sender,
+        to: &mut Side<S>,
+        read_bytes: usize,
+        frame: Option<&[u8]>,
+        now: Instant,
+        cx: &mut Context<'_>,
+    ) {
+        to.write(frame.unwrap_or_default(), now, cx);
+        self.direction(from).on_bytes(read_bytes);
+    }
+
     pub(super) fn on_header(&mut self, from: Sender, message: &Message, now: Instant) -> Result<(), Cause> {
         self.last_active = now;
         let verdict = match from {
@@ -88,15 +104,26 @@ impl Core {
         self.judge(verdict)
     }
 
-    pub(super) fn on_payload(&mut self, from: Sender, len: usize, now: Instant) -> Result<(), Cause> {
+    pub(super) fn on_payload(
+        &mut self,
+        from: Sender,
+        len: usize,
+        inflated: Option<&Inflated>,
+        now: Instant,
+    ) -> Result<(), Cause> {
         self.last_active = now;
-        match from {
-            Sender::Client => {
-                let verdict = self.message.on_payload(len, now);
-                self.judge(verdict)
-            }
-            Sender::Server => Ok(()),
+        if from == Sender::Server {
+            return Ok(());
         }
+        let mut plain = len;
+        if let Some(inflated) = inflated {
+            self.inflated_bytes += inflated.bytes;
+            plain = plain.max(usize::try_from(inflated.bytes).unwrap_or(usize::MAX));
+            let verdict = self.message.on_inflated(len, inflated, now);
+            self.judge(verdict)?;
+        }
+        let verdict = self.message.on_payload(plain, now);
+        self.judge(verdict)
     }
 
     /// A data message passed whole.
@@ -107,7 +134,7 @@ impl Core {
                 Sender::Client => &self.metrics.inbound.message_size,
                 Sender::Server => &self.metrics.outbound.message_size,
             };
-            sizes.observe(message.size_bytes as f64);
+            sizes.observe(message.plain_bytes() as f64);
         }
         sampled
     }

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use super::Wire;
 use super::core::Core;
+use super::recode::{FrameBuffer, Recode};
 use super::side::{HELD_BYTES, READ_BYTES, Side};
 use crate::cause::Cause;
 use crate::events::{self, Event};
@@ -18,7 +19,17 @@ use crate::ws::scan::Step;
 
 thread_local! {
     /// Where a session's bytes are while it runs: nothing stays here when it does not.
-    static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; HELD_BYTES + READ_BYTES].into_boxed_slice());
+    static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch {
+        input: vec![0; HELD_BYTES + READ_BYTES].into_boxed_slice(),
+        frame: FrameBuffer::default(),
+    });
+}
+
+struct Scratch {
+    /// What was read.
+    input: Box<[u8]>,
+    /// What a step of it becomes where it is recoded.
+    frame: FrameBuffer,
 }
 
 /// Whether neither side is inside a message, as far as it was forwarded.
@@ -32,6 +43,8 @@ enum Stop {
     NeedMore,
     /// Nothing more of this direction is forwarded.
     Ended,
+    /// What came of the input so far has to be taken first.
+    Full,
 }
 
 /// What becomes of a control frame.
@@ -57,14 +70,14 @@ pub(super) fn pump<A: Wire, B: Wire>(
     if !discard && !to.out.is_empty() {
         return false;
     }
-    SCRATCH.with_borrow_mut(|scratch| match from.poll_read(scratch, now, cx) {
+    SCRATCH.with_borrow_mut(|Scratch { input, frame }| match from.poll_read(input, now, cx) {
         Poll::Pending => false,
         Poll::Ready(Ok(Some(input))) if discard => {
             look_for_close(from, input);
             true
         }
         Poll::Ready(Ok(Some(input))) => {
-            forward(from, to, core, endpoint_answers, input, now, cx);
+            forward(from, to, core, endpoint_answers, input, frame, now, cx);
             true
         }
         Poll::Ready(Ok(None)) => {
@@ -82,12 +95,14 @@ pub(super) fn pump<A: Wire, B: Wire>(
 }
 
 /// Scans `input` and forwards it up to its end, or up to what must not pass.
+#[allow(clippy::too_many_arguments, reason = "what a session is made of, borrowed apart")]
 fn forward<A: Wire, B: Wire>(
     from: &mut Side<A>,
     to: &mut Side<B>,
     core: &mut Core,
     endpoint_answers: &AtomicBool,
     input: &[u8],
+    frame: &mut FrameBuffer,
     now: Instant,
     cx: &mut Context<'_>,
 ) {
@@ -108,7 +123,17 @@ fn forward<A: Wire, B: Wire>(
             core.end(cause, now);
             break Ok(Stop::Ended);
         }
-        match from.scanner.next(&input[at..]) {
+        if from.recode.is_some() && at > 0 && !to.out.is_empty() {
+            break Ok(Stop::Full);
+        }
+        let step = match &from.recode {
+            Some(recode) if recode.is_active() => {
+                Recode::start(frame);
+                from.scanner.next_into(&input[at..], &mut |plain| frame.extend(plain))
+            }
+            _ => from.scanner.next(&input[at..]),
+        };
+        match step {
             Err(rule) => break Err(blame(from.role, rule)),
             Ok(Step::NeedMore) => break Ok(Stop::NeedMore),
             Ok(Step::Header { header, len, message }) => {
@@ -116,14 +141,31 @@ fn forward<A: Wire, B: Wire>(
                     break Err(cause);
                 }
                 (frame_at, saw_data) = (Some(at), true);
+                let ends_message = header.fin && header.payload_bytes == 0;
+                if let Some(recode) = &mut from.recode
+                    && recode.on_header(&header, &message)
+                {
+                    core.pass(from.role, to, &input[run..at], now, cx);
+                    Recode::start(frame);
+                    let made = if ends_message { recode.frame(&[], true, frame) } else { None };
+                    core.pass_recoded(from.role, to, len, made, now, cx);
+                    (run, frame_at) = (at + len, None);
+                }
                 at += len;
-                if header.fin && header.payload_bytes == 0 {
+                if ends_message {
                     measured |= core.on_message(from.role, &message);
                 }
             }
-            Ok(Step::Payload { len, ends_message }) => {
-                if let Err(cause) = core.on_payload(from.role, len, now) {
+            Ok(Step::Payload { len, inflated, ends_message }) => {
+                if let Err(cause) = core.on_payload(from.role, len, inflated.as_ref(), now) {
                     break Err(cause);
+                }
+                if let Some(recode) = &mut from.recode
+                    && recode.is_active()
+                {
+                    let made = recode.frame(&input[at..at + len], ends_message.is_some(), frame);
+                    core.pass_recoded(from.role, to, len, made, now, cx);
+                    run = at + len;
                 }
                 at += len;
                 saw_data = true;
@@ -156,10 +198,12 @@ fn forward<A: Wire, B: Wire>(
         }
         between_frames = from.scanner.at_frame_boundary();
     };
-    // What is in order passes, also when what follows it is not: an echo in flight is not lost.
+    // What is in order passes, also when what follows it is not: an echo in flight is not lost. What is recoded passes
+    // in whole frames.
+    let recoded = from.recode.as_ref().is_some_and(|recode| recode.is_active());
     let (end, mid_frame) = match verdict {
-        Ok(_) => (at, !between_frames),
-        Err(_) if between_frames => (at, false),
+        Ok(_) => (at, !between_frames && !recoded),
+        Err(_) if between_frames || recoded => (at, false),
         // The frame in progress broke a rule: nothing of it passes, unless its beginning has.
         Err(_) => frame_at.map_or((at, true), |frame_at: usize| (frame_at, false)),
     };
@@ -174,8 +218,11 @@ fn forward<A: Wire, B: Wire>(
             core.end(cause, now);
         }
         Ok(Stop::Ended) => {}
-        Ok(Stop::NeedMore) => {
-            from.hold(&input[at..]);
+        Ok(stop) => {
+            match stop {
+                Stop::Full => from.put_back(&input[at..]),
+                _ => from.hold(&input[at..]),
+            }
             if from.role == Sender::Client {
                 let begun = at < input.len();
                 let unfinished = begun || !from.scanner.at_message_boundary();
@@ -244,6 +291,7 @@ fn on_pong<S: Wire>(from: &mut Side<S>, core: &mut Core, endpoint_answers: &Atom
 /// After the end was originated a side's bytes are dropped; only its Close frame still means something.
 fn look_for_close<S: Wire>(from: &mut Side<S>, input: &[u8]) {
     let mut at = 0;
+    from.scanner.ignore_content();
     while !from.end.close_received && !from.end.unreadable {
         match from.scanner.next(&input[at..]) {
             Err(_) => from.end.unreadable = true,

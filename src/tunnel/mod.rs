@@ -15,6 +15,7 @@ pub mod closing;
 mod core;
 mod flow;
 pub mod outbox;
+mod recode;
 pub mod registry;
 pub mod session;
 mod side;
@@ -45,6 +46,29 @@ impl Wire for tokio::net::TcpStream {
 }
 
 impl Wire for tokio::io::DuplexStream {}
+
+/// Who compresses messages in a session. RFC 7692.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Compression {
+    /// Nobody: permessage-deflate is not negotiated.
+    #[default]
+    Off,
+    /// The client and the upstream. What the client sends is inflated to be judged, and passes as it came.
+    Passthrough,
+    /// The client and the gateway: the upstream sends and receives plain messages.
+    Terminate,
+}
+
+impl Compression {
+    /// Its name in the log.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Passthrough => "passthrough",
+            Self::Terminate => "terminate",
+        }
+    }
+}
 
 /// The policies of a rule that its tunnels enforce.
 #[derive(Clone, Debug)]

@@ -19,7 +19,7 @@ use super::flow::{between_messages, pump};
 use super::registry::{Control, Order};
 use super::side::Side;
 use super::stats::Stats;
-use super::{Settings, Wire};
+use super::{Compression, Settings, Wire};
 use crate::cause::Cause;
 use crate::metrics::{RuleMetrics, SlowClientMark};
 use crate::policy::keepalive::{Keepalive, Step as KeepaliveStep};
@@ -30,6 +30,9 @@ use crate::ws::header::Sender;
 
 /// A session gives its core to others after so many turns, in each of which it reads at most once from each side.
 const TURNS_PER_POLL: usize = 8;
+
+/// And after a turn in which so much was inflated, in bytes.
+const INFLATED_BYTES_PER_POLL: u64 = 256 << 10;
 
 /// When no policy has a deadline the timer is set this far ahead.
 const NO_DEADLINE: Duration = Duration::from_secs(24 * 3600);
@@ -42,6 +45,8 @@ pub struct Opening<C, U> {
     pub upstream: U,
     /// What was read of the upstream behind the head of its 101.
     pub upstream_preread: Vec<u8>,
+    /// What the handshake has negotiated.
+    pub compression: Compression,
     /// The policies of the rule.
     pub settings: Arc<Settings>,
     /// The metrics of the rule.
@@ -86,11 +91,12 @@ pub struct Session<C, U> {
 impl<C: Wire, U: Wire> Session<C, U> {
     /// Opens the tunnel.
     pub fn new(opening: Opening<C, U>) -> Self {
-        let Opening { client, upstream, upstream_preread, settings, metrics, control, endpoint_answers } = opening;
+        let Opening { client, upstream, settings, metrics, control, endpoint_answers, .. } = opening;
         let now = now();
         let check_text = settings.message.utf8;
-        let mut client = Side::new(client, Vec::new(), Sender::Client, check_text);
-        let mut upstream = Side::new(upstream, upstream_preread, Sender::Server, check_text);
+        let mut client = Side::new(client, Vec::new(), Sender::Client, check_text, opening.compression);
+        let mut upstream =
+            Side::new(upstream, opening.upstream_preread, Sender::Server, check_text, opening.compression);
         client.reader = SlowClient::new(settings.slow_client.clone());
         if let Some(keepalive) = &settings.keepalive {
             client.keepalive = keepalive.client.then(|| Keepalive::new(keepalive, now));
@@ -114,6 +120,7 @@ impl<C: Wire, U: Wire> Session<C, U> {
                 ending: None,
                 ordered: None,
                 reported: Vec::new(),
+                inflated_bytes: 0,
             },
             control,
             endpoint_answers,
@@ -130,6 +137,7 @@ impl<C: Wire, U: Wire> Session<C, U> {
     /// Moves what can be moved without waiting. Returns whether there may be more.
     fn transfer(&mut self, now: Instant, cx: &mut Context<'_>) -> bool {
         let Self { client, upstream, core, endpoint_answers, .. } = self;
+        core.inflated_bytes = 0;
         for _ in 0..TURNS_PER_POLL {
             let drained = client.drain(now, cx) | upstream.drain(now, cx);
             let inbound = pump(client, upstream, core, endpoint_answers, now, cx);
@@ -140,6 +148,9 @@ impl<C: Wire, U: Wire> Session<C, U> {
             core.note_the_dead(client, upstream, now);
             if !(drained || inbound || outbound) {
                 return false;
+            }
+            if core.inflated_bytes >= INFLATED_BYTES_PER_POLL {
+                break;
             }
         }
         true

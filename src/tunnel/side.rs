@@ -8,13 +8,14 @@ use std::time::Instant;
 
 use tokio::io::ReadBuf;
 
-use super::Wire;
 use super::outbox::Outbox;
+use super::recode::Recode;
+use super::{Compression, Wire};
 use crate::policy::keepalive::Keepalive;
 use crate::policy::slow_client::SlowClient;
 use crate::ws::close::CloseCode;
 use crate::ws::header::{ControlFrame, MAX_CONTROL_FRAME_BYTES, Opcode, Sender};
-use crate::ws::scan::Scanner;
+use crate::ws::scan::{self, Scanner};
 
 /// Room in front of a read for the start of a frame that an earlier read ended in.
 pub(super) const HELD_BYTES: usize = MAX_CONTROL_FRAME_BYTES;
@@ -22,13 +23,20 @@ pub(super) const HELD_BYTES: usize = MAX_CONTROL_FRAME_BYTES;
 /// The most that one read takes: what a frame of 64 KiB needs, with its header.
 pub(super) const READ_BYTES: usize = (64 << 10) + 64;
 
+/// The most that one read takes of a side whose messages are inflated: a byte may cost as much as a thousand others.
+const INFLATED_READ_BYTES: usize = 16 << 10;
+
 pub(super) struct Side<S> {
     pub(super) io: S,
     pub(super) role: Sender,
     /// Scans what this side sends.
     pub(super) scanner: Scanner,
     held: Held,
+    /// What was read of this side and waits: behind the head of the handshake, or behind output that the other side's
+    /// socket has not taken.
     preread: Vec<u8>,
+    /// Recodes what this side sends, where compression ends here.
+    pub(super) recode: Option<Box<Recode>>,
     /// What this side's socket has not taken.
     pub(super) out: Outbox,
     /// Whether the output so far ends inside a frame.
@@ -96,13 +104,20 @@ impl Pings {
 
 impl<S: Wire> Side<S> {
     /// A side on a stream from which `preread` was already read, behind the head of the handshake.
-    pub(super) fn new(io: S, preread: Vec<u8>, role: Sender, check_text: bool) -> Self {
+    pub(super) fn new(io: S, preread: Vec<u8>, role: Sender, check_text: bool, compression: Compression) -> Self {
+        let of_scanner = match (compression, role) {
+            (Compression::Off, _) | (Compression::Terminate, Sender::Server) => scan::Compression::Refused,
+            (_, Sender::Client) => scan::Compression::Inflated,
+            // The upstream is trusted more: its messages are counted as they are on the wire.
+            (Compression::Passthrough, Sender::Server) => scan::Compression::Opaque,
+        };
         Self {
             io,
             role,
-            scanner: Scanner::new(role, check_text),
+            scanner: Scanner::new(role, check_text).with_compression(of_scanner),
             held: Held { bytes: [0; HELD_BYTES], len: 0 },
             preread,
+            recode: (compression == Compression::Terminate).then(|| Box::new(Recode::new(role))),
             out: Outbox::default(),
             out_mid_frame: false,
             keepalive: None,
@@ -123,15 +138,16 @@ impl<S: Wire> Side<S> {
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<Option<&'a [u8]>>> {
         let held = usize::from(self.held.len);
+        let most = if self.scanner.inflates() { INFLATED_READ_BYTES } else { READ_BYTES };
         let len = if self.preread.is_empty() {
-            let mut buffer = ReadBuf::new(&mut scratch[HELD_BYTES..]);
+            let mut buffer = ReadBuf::new(&mut scratch[HELD_BYTES..HELD_BYTES + most]);
             match Pin::new(&mut self.io).poll_read(cx, &mut buffer) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                 Poll::Ready(Ok(())) => buffer.filled().len(),
             }
         } else {
-            let len = self.preread.len().min(READ_BYTES);
+            let len = self.preread.len().min(most);
             scratch[HELD_BYTES..HELD_BYTES + len].copy_from_slice(&self.preread[..len]);
             self.preread.drain(..len);
             self.preread.shrink_to_fit();
@@ -154,6 +170,11 @@ impl<S: Wire> Side<S> {
         debug_assert!(rest.len() < HELD_BYTES);
         self.held.bytes[..rest.len()].copy_from_slice(rest);
         self.held.len = rest.len() as u8;
+    }
+
+    /// Puts the rest of a read back: the other side's socket has to take what came of it so far first.
+    pub(super) fn put_back(&mut self, rest: &[u8]) {
+        self.preread.splice(..0, rest.iter().copied());
     }
 
     /// Writes to this side. A side whose socket fails is dead.

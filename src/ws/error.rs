@@ -1,4 +1,4 @@
-//! The rules of RFC 6455 that a peer can break, one variant each, in the order of the RFC's sections.
+//! The rules of RFC 6455 and RFC 7692 that a peer can break, one variant each, in the order of their sections.
 
 use super::close::CloseCode;
 
@@ -47,4 +47,7 @@ pub enum ProtocolError {
     /// RFC 6455 §8.1: text is UTF-8.
     #[error("text is not UTF-8")]
     InvalidUtf8,
+    /// RFC 7692 §7.2.2: a compressed message is a deflate stream that refers to nothing before its start.
+    #[error("compressed message is not a deflate stream of its own")]
+    InvalidDeflate,
 }

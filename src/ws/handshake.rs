@@ -5,6 +5,8 @@ use base64::engine::general_purpose::STANDARD;
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 use sha1::{Digest as _, Sha1};
 
+use super::extensions::ExtensionError;
+
 /// What `Sec-WebSocket-Accept` is made with. RFC 6455 §1.3.
 const ACCEPT_GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 
@@ -70,14 +72,14 @@ pub enum AnswerError {
     /// `Sec-WebSocket-Protocol` names what was not offered, or more than one.
     #[error("Sec-WebSocket-Protocol was not offered")]
     Subprotocol,
-    /// `Sec-WebSocket-Extensions` names what was not offered.
-    #[error("Sec-WebSocket-Extensions was not offered")]
-    Extensions,
+    /// `Sec-WebSocket-Extensions` accepts nothing that was offered.
+    #[error("Sec-WebSocket-Extensions: {0}")]
+    Extensions(#[from] ExtensionError),
 }
 
 /// Checks a 101 of the upstream: only after this may a tunnel be opened.
 ///
-/// `offered` are the subprotocols that went upstream. No extension is ever offered, so none may be in the answer.
+/// `offered` has the subprotocols that went upstream. Extensions are for [`super::extensions::answer`].
 ///
 /// # Errors
 /// The first rule that the answer breaks.
@@ -107,38 +109,7 @@ pub fn check_answer(key: &[u8], offered: &HeaderMap, answer: &HeaderMap) -> Resu
     if chosen.next().is_some() {
         return Err(AnswerError::Subprotocol);
     }
-    if list(answer, &http::header::SEC_WEBSOCKET_EXTENSIONS).next().is_some() {
-        return Err(AnswerError::Extensions);
-    }
     Ok(())
-}
-
-/// Whether `Sec-WebSocket-Extensions` keeps its grammar, over all its lines.
-///
-/// One pass over the bytes, so its cost is linear.
-///
-/// # RFC
-/// RFC 6455 §9.1: `1#( token *( ";" token [ "=" ( token | quoted-string that is a token ) ] ) )`.
-pub fn is_valid_extension_list(value: &[u8]) -> bool {
-    value.split(|byte| *byte == b',').all(|element| {
-        let mut parts = element.split(|byte| *byte == b';').map(<[u8]>::trim_ascii);
-        let name = parts.next().unwrap_or_default();
-        // RFC 9110 §5.6.1.2: a recipient ignores empty elements, but they carry no parameters.
-        if name.is_empty() {
-            return parts.next().is_none();
-        }
-        is_token(name) && parts.all(is_valid_parameter)
-    })
-}
-
-fn is_valid_parameter(parameter: &[u8]) -> bool {
-    let mut halves = parameter.splitn(2, |byte| *byte == b'=').map(<[u8]>::trim_ascii);
-    let name = halves.next().unwrap_or_default();
-    let value = halves.next().map(|value| match value {
-        [b'"', inner @ .., b'"'] => inner,
-        bare => bare,
-    });
-    is_token(name) && value.is_none_or(is_token)
 }
 
 #[cfg(test)]
@@ -190,23 +161,11 @@ mod tests {
         assert_eq!(with(header::SEC_WEBSOCKET_ACCEPT, "c3pPLMBiTxaQ9kYGzzhZRbK+xOo="), Err(AnswerError::Accept));
         assert_eq!(with(header::SEC_WEBSOCKET_PROTOCOL, "chat"), Ok(()));
         assert_eq!(with(header::SEC_WEBSOCKET_PROTOCOL, "other"), Err(AnswerError::Subprotocol));
-        assert_eq!(with(header::SEC_WEBSOCKET_EXTENSIONS, "permessage-deflate"), Err(AnswerError::Extensions));
         let mut none = answer();
         none.remove(header::SEC_WEBSOCKET_ACCEPT);
         assert_eq!(check_answer(KEY, &offered, &none), Err(AnswerError::Accept));
         let mut twice = answer();
         twice.append(header::SEC_WEBSOCKET_ACCEPT, HeaderValue::from_static("s3pPLMBiTxaQ9kYGzzhZRbK+xOo="));
         assert_eq!(check_answer(KEY, &offered, &twice), Err(AnswerError::Accept));
-    }
-
-    #[test]
-    fn checks_the_grammar_of_extensions() {
-        for good in ["permessage-deflate", "a; b=1; c=\"x\", d", "permessage-deflate; client_max_window_bits", ""] {
-            assert!(is_valid_extension_list(good.as_bytes()), "{good}");
-        }
-        for bad in ["a; =1", "a b", "a; b=\"", "a; b=\"x y\"", ";x", "a;", "a; b=", "\u{7f}"] {
-            assert!(!is_valid_extension_list(bad.as_bytes()), "{bad}");
-        }
-        assert!(!is_valid_extension_list(&[b' ', b'"'].repeat(32 << 10)));
     }
 }

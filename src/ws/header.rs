@@ -73,6 +73,8 @@ pub enum Sender {
 pub struct FrameHeader {
     /// Whether this frame ends its message.
     pub fin: bool,
+    /// RSV1: this frame begins a compressed message. RFC 7692 §6.
+    pub rsv1: bool,
     /// The opcode.
     pub opcode: Opcode,
     /// The masking key; `None` in a server's frame.
@@ -87,18 +89,23 @@ pub struct FrameHeader {
 /// verdict is the same however the bytes arrive.
 ///
 /// # Errors
-/// `ReservedBit` when one of RSV1-3 is set, since no extension is negotiated; `ReservedOpcode` for 3-7 and 11-15;
+/// `ReservedBit` when one of RSV1-3 is set, but for RSV1 of a message's first frame when `rsv1_allowed`, since
+/// permessage-deflate is negotiated; `ReservedOpcode` for 3-7 and 11-15;
 /// `FragmentedControl`; `Unmasked` and `Masked` against the sender's role; `ControlTooLong` over 125 bytes;
 /// `NonMinimalLength` if a longer length form was used than needed; `LengthTooLarge` from 2^63.
 ///
 /// # RFC
-/// RFC 6455 §5.1, §5.2 and §5.5.
-pub fn parse(input: &[u8], sender: Sender) -> Result<Option<(FrameHeader, usize)>, ProtocolError> {
+/// RFC 6455 §5.1, §5.2 and §5.5; RFC 7692 §6.1.
+pub fn parse(input: &[u8], sender: Sender, rsv1_allowed: bool) -> Result<Option<(FrameHeader, usize)>, ProtocolError> {
     let Some(&first) = input.first() else { return Ok(None) };
-    if first & 0x70 != 0 {
+    let rsv1 = first & 0x40 != 0;
+    if first & 0x30 != 0 || (rsv1 && !rsv1_allowed) {
         return Err(ProtocolError::ReservedBit);
     }
     let opcode = Opcode::from_bits(first & 0x0f)?;
+    if rsv1 && !matches!(opcode, Opcode::Text | Opcode::Binary) {
+        return Err(ProtocolError::ReservedBit);
+    }
     let fin = first & 0x80 != 0;
     if opcode.is_control() && !fin {
         return Err(ProtocolError::FragmentedControl);
@@ -143,7 +150,53 @@ pub fn parse(input: &[u8], sender: Sender) -> Result<Option<(FrameHeader, usize)
             None => return Ok(None),
         },
     };
-    Ok(Some((FrameHeader { fin, opcode, mask, payload_bytes }, 2 + length_bytes + mask_bytes)))
+    Ok(Some((FrameHeader { fin, rsv1, opcode, mask, payload_bytes }, 2 + length_bytes + mask_bytes)))
+}
+
+/// The header of a data frame of ours, at most [`MAX_HEADER_BYTES`], without a heap.
+#[derive(Clone, Copy, Debug)]
+pub struct DataHeader {
+    bytes: [u8; MAX_HEADER_BYTES],
+    len: u8,
+}
+
+impl DataHeader {
+    /// Builds the header of a data frame. A frame to an upstream has a masking key.
+    ///
+    /// # RFC
+    /// RFC 6455 §5.2.
+    pub fn new(header: &FrameHeader) -> Self {
+        let mut bytes = [0; MAX_HEADER_BYTES];
+        let first = u8::from(header.fin) << 7 | u8::from(header.rsv1) << 6 | header.opcode.bits();
+        let masked = u8::from(header.mask.is_some()) << 7;
+        let len = header.payload_bytes;
+        let mut at = match (u8::try_from(len), u16::try_from(len)) {
+            (Ok(short @ 0..126), _) => {
+                bytes[..2].copy_from_slice(&[first, masked | short]);
+                2
+            }
+            (_, Ok(medium)) => {
+                bytes[..2].copy_from_slice(&[first, masked | 126]);
+                bytes[2..4].copy_from_slice(&medium.to_be_bytes());
+                4
+            }
+            _ => {
+                bytes[..2].copy_from_slice(&[first, masked | 127]);
+                bytes[2..10].copy_from_slice(&len.to_be_bytes());
+                10
+            }
+        };
+        if let Some(key) = header.mask {
+            bytes[at..at + 4].copy_from_slice(&key);
+            at += 4;
+        }
+        Self { bytes, len: at as u8 }
+    }
+
+    /// The header as it goes onto the wire.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes[..usize::from(self.len)]
+    }
 }
 
 /// A whole control frame of ours, at most 131 bytes, without a heap.
@@ -190,11 +243,11 @@ mod tests {
     use super::*;
 
     fn client(bytes: &[u8]) -> Result<Option<(FrameHeader, usize)>, ProtocolError> {
-        parse(bytes, Sender::Client)
+        parse(bytes, Sender::Client, false)
     }
 
     fn server(bytes: &[u8]) -> Result<Option<(FrameHeader, usize)>, ProtocolError> {
-        parse(bytes, Sender::Server)
+        parse(bytes, Sender::Server, false)
     }
 
     #[test]
@@ -223,6 +276,30 @@ mod tests {
         for rsv in [0x40, 0x20, 0x10, 0x70] {
             for opcode in [0, 1, 2, 8, 9, 10] {
                 assert_eq!(server(&[0x80 | rsv | opcode, 0]), Err(ProtocolError::ReservedBit));
+            }
+        }
+    }
+
+    #[test]
+    fn takes_rsv1_on_the_first_frame_of_a_message_where_compression_is_negotiated() {
+        for opcode in [1, 2] {
+            let (header, _) = parse(&[0x40 | opcode, 0], Sender::Server, true).unwrap().unwrap();
+            assert!(header.rsv1 && !header.fin);
+        }
+        for first in [0x40, 0xc0, 0xc8, 0xc9, 0xca, 0xe1, 0xd1] {
+            assert_eq!(parse(&[first, 0], Sender::Server, true), Err(ProtocolError::ReservedBit), "{first:x}");
+        }
+    }
+
+    #[test]
+    fn writes_data_headers_that_parse_back() {
+        for (payload_bytes, len) in [(0, 2), (125, 2), (126, 4), (65535, 4), (65536, 10), (1 << 40, 10)] {
+            for mask in [None, Some([1, 2, 3, 4])] {
+                let header = FrameHeader { fin: mask.is_none(), rsv1: true, opcode: Opcode::Text, mask, payload_bytes };
+                let sender = if mask.is_some() { Sender::Client } else { Sender::Server };
+                let written = DataHeader::new(&header);
+                let whole = len + if mask.is_some() { 4 } else { 0 };
+                assert_eq!(parse(written.as_bytes(), sender, true), Ok(Some((header, whole))));
             }
         }
     }

@@ -1,11 +1,13 @@
-//! The WebSocket protocol (RFC 6455) as pure functions and state machines.
+//! The WebSocket protocol (RFC 6455, RFC 7692) as pure functions and state machines.
 //!
 //! Nothing in this folder awaits, reads a clock, draws a random number, logs or counts. Bytes go in, values come out,
 //! and each decoder has three answers: an item, "need more bytes", or the rule that was broken.
 #![cfg_attr(not(test), warn(clippy::expect_used, clippy::panic, clippy::unwrap_used))]
 
 pub mod close;
+pub mod deflate;
 pub mod error;
+pub mod extensions;
 pub mod handshake;
 pub mod header;
 pub mod mask;

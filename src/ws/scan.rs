@@ -11,10 +11,13 @@
 //!             last byte of its payload         +--> InPayload: some of its payload
 //! ```
 //!
-//! RFC 6455 §5.2, §5.4, §5.5.
+//! A compressed message is inflated as it passes where that is asked for, and forgotten at once: it is counted, and
+//! text is checked. RFC 6455 §5.2, §5.4, §5.5; RFC 7692 §6.
 
+use super::deflate::{Inflater, Sink};
 use super::error::ProtocolError;
 use super::header::{self, FrameHeader, Opcode, Sender};
+use super::mask;
 use super::utf8::Utf8Check;
 
 /// What the front of the input is.
@@ -35,6 +38,8 @@ pub enum Step {
     Payload {
         /// How many bytes, at least one.
         len: usize,
+        /// What they were inflated to, when their message is inflated.
+        inflated: Option<Inflated>,
         /// The message that they end, if they do.
         ends_message: Option<Message>,
     },
@@ -46,6 +51,31 @@ pub enum Step {
         header_len: usize,
     },
 }
+
+/// What compressed payload became.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Inflated {
+    /// What the bytes of this step became, in bytes.
+    pub bytes: u64,
+    /// What the message became so far, in bytes.
+    pub message_bytes: u64,
+}
+
+/// What is done about compressed messages of a sender.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Compression {
+    /// permessage-deflate is not negotiated: RSV1 is refused.
+    #[default]
+    Refused,
+    /// Compressed messages pass, and are counted as they are on the wire.
+    Opaque,
+    /// Compressed messages are inflated.
+    Inflated,
+}
+
+/// The most compressed bytes that one step inflates: what they become, at most 1,032 times as much, is judged before
+/// the next step.
+const INFLATE_STEP_BYTES: usize = 512;
 
 /// Which of the two types a message has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,6 +95,17 @@ pub struct Message {
     pub fragments: u32,
     /// What its frames' payloads add up to so far, in bytes, the current one counted whole.
     pub size_bytes: u64,
+    /// Whether it is compressed. RFC 7692 §6.
+    pub compressed: bool,
+    /// What it was inflated to so far, in bytes; 0 when it is not inflated.
+    pub inflated_bytes: u64,
+}
+
+impl Message {
+    /// Its size for who looks at messages: what it was inflated to, or what it is on the wire.
+    pub fn plain_bytes(&self) -> u64 {
+        if self.inflated_bytes > 0 { self.inflated_bytes } else { self.size_bytes }
+    }
 }
 
 /// Scans one direction of a session.
@@ -76,13 +117,45 @@ pub struct Scanner {
     message: Option<Message>,
     check_text: bool,
     utf8: Utf8Check,
+    compression: Compression,
+    /// Of the compressed message in progress.
+    inflater: Option<Inflater>,
 }
 
 impl Scanner {
     /// A scanner of what `sender` sends, at the start of its first frame. `check_text` says whether text must be UTF-8.
     pub fn new(sender: Sender, check_text: bool) -> Self {
-        let frame = FrameHeader { fin: true, opcode: Opcode::Binary, mask: None, payload_bytes: 0 };
-        Self { sender, frame, remaining_bytes: 0, message: None, check_text, utf8: Utf8Check::default() }
+        let frame = FrameHeader { fin: true, rsv1: false, opcode: Opcode::Binary, mask: None, payload_bytes: 0 };
+        Self {
+            sender,
+            frame,
+            remaining_bytes: 0,
+            message: None,
+            check_text,
+            utf8: Utf8Check::default(),
+            compression: Compression::Refused,
+            inflater: None,
+        }
+    }
+
+    /// The same scanner where permessage-deflate is negotiated.
+    pub fn with_compression(mut self, compression: Compression) -> Self {
+        self.compression = compression;
+        self
+    }
+
+    /// From here on only frames matter: what they carry is neither inflated nor checked.
+    pub fn ignore_content(&mut self) {
+        self.check_text = false;
+        self.inflater = None;
+        if self.compression == Compression::Inflated {
+            self.compression = Compression::Opaque;
+        }
+    }
+
+    /// Whether compressed messages are inflated here, which takes work beyond the bytes that are read.
+    pub fn inflates(&self) -> bool {
+        self.compression == Compression::Inflated
     }
 
     /// Whether the bytes so far end between two frames: the only place for a control frame of ours. RFC 6455 §5.4.
@@ -101,70 +174,135 @@ impl Scanner {
     /// The rule that the peer broke. The scanner must not be used after one.
     ///
     /// # RFC
-    /// RFC 6455 §5.2 to §5.5, and §8.1 where text is checked.
+    /// RFC 6455 §5.2 to §5.5, and §8.1 where text is checked; RFC 7692 §6.2 where messages are inflated.
     pub fn next(&mut self, input: &[u8]) -> Result<Step, ProtocolError> {
+        self.next_into(input, &mut |_| {})
+    }
+
+    /// Takes the next step as [`Scanner::next`] does, and hands inflated payload to `sink`, piece by piece.
+    ///
+    /// # Errors
+    /// As [`Scanner::next`].
+    pub fn next_into(&mut self, input: &[u8], sink: &mut dyn FnMut(&[u8])) -> Result<Step, ProtocolError> {
         if self.remaining_bytes > 0 {
-            return self.payload(input);
+            return self.payload(input, sink);
         }
-        let Some((header, len)) = header::parse(input, self.sender)? else { return Ok(Step::NeedMore) };
+        let rsv1_allowed = self.compression != Compression::Refused;
+        let Some((header, len)) = header::parse(input, self.sender, rsv1_allowed)? else { return Ok(Step::NeedMore) };
         if header.opcode.is_control() {
             let whole = len as u64 + header.payload_bytes <= input.len() as u64;
             return Ok(if whole { Step::Control { header, header_len: len } } else { Step::NeedMore });
         }
         let message = self.begin_frame(header)?;
         if header.payload_bytes == 0 {
-            self.end_frame()?;
+            self.end_frame(sink)?;
         }
         Ok(Step::Header { header, len, message })
     }
 
+    /// Whether payload on the wire is text that is to be checked: compressed text is checked when it is inflated.
     fn checks_text(&self) -> bool {
-        self.check_text && matches!(self.message, Some(Message { kind: MessageType::Text, .. }))
+        self.check_text && matches!(self.message, Some(Message { kind: MessageType::Text, compressed: false, .. }))
     }
 
     fn begin_frame(&mut self, header: FrameHeader) -> Result<Message, ProtocolError> {
-        let (kind, fragments, size_bytes) = match (header.opcode, self.message) {
-            (Opcode::Continuation, Some(message)) => (message.kind, message.fragments, message.size_bytes),
+        let mut message = match (header.opcode, self.message) {
+            (Opcode::Continuation, Some(message)) => message,
             (Opcode::Continuation, None) => return Err(ProtocolError::UnexpectedContinuation),
             (_, Some(_)) => return Err(ProtocolError::InterleavedMessage),
-            (Opcode::Text, None) => (MessageType::Text, 0, 0),
-            (_, None) => (MessageType::Binary, 0, 0),
+            (opcode, None) => {
+                let kind = if opcode == Opcode::Text { MessageType::Text } else { MessageType::Binary };
+                if header.rsv1 && self.compression == Compression::Inflated {
+                    self.inflater = Some(Inflater::new());
+                }
+                Message { kind, fragments: 0, size_bytes: 0, compressed: header.rsv1, inflated_bytes: 0 }
+            }
         };
-        let message = Message {
-            kind,
-            fragments: fragments.saturating_add(1),
-            size_bytes: size_bytes.saturating_add(header.payload_bytes),
-        };
+        message.fragments = message.fragments.saturating_add(1);
+        message.size_bytes = message.size_bytes.saturating_add(header.payload_bytes);
         self.message = Some(message);
         self.frame = header;
         self.remaining_bytes = header.payload_bytes;
         Ok(message)
     }
 
-    fn payload(&mut self, input: &[u8]) -> Result<Step, ProtocolError> {
-        if input.is_empty() {
+    fn payload(&mut self, input: &[u8], sink: &mut dyn FnMut(&[u8])) -> Result<Step, ProtocolError> {
+        let mut payload = match usize::try_from(self.remaining_bytes) {
+            Ok(remaining) => input.get(..remaining).unwrap_or(input),
+            Err(_) => input,
+        };
+        if payload.is_empty() {
             return Ok(Step::NeedMore);
         }
-        let len = usize::try_from(self.remaining_bytes).map_or(input.len(), |remaining| remaining.min(input.len()));
-        if self.checks_text() {
+        let mut inflated = None;
+        if self.inflater.is_some() {
+            payload = payload.get(..INFLATE_STEP_BYTES).unwrap_or(payload);
+            inflated = Some(self.inflate(payload, sink)?);
+        } else if self.checks_text() {
             match self.frame.mask {
-                Some(key) => {
-                    let offset = self.frame.payload_bytes - self.remaining_bytes;
-                    self.utf8.feed_masked(&input[..len], key, offset)?;
-                }
-                None => self.utf8.feed(&input[..len])?,
+                Some(key) => self.utf8.feed_masked(payload, key, self.frame_offset())?,
+                None => self.utf8.feed(payload)?,
             }
         }
-        self.remaining_bytes -= len as u64;
-        let ends_message = if self.remaining_bytes == 0 { self.end_frame()? } else { None };
-        Ok(Step::Payload { len, ends_message })
+        self.remaining_bytes -= payload.len() as u64;
+        let ends_message = if self.remaining_bytes == 0 { self.end_frame(sink)? } else { None };
+        Ok(Step::Payload { len: payload.len(), inflated, ends_message })
     }
 
-    fn end_frame(&mut self) -> Result<Option<Message>, ProtocolError> {
+    /// How far the payload of the current frame has come, in bytes.
+    fn frame_offset(&self) -> u64 {
+        self.frame.payload_bytes - self.remaining_bytes
+    }
+
+    fn inflate(&mut self, payload: &[u8], sink: &mut dyn FnMut(&[u8])) -> Result<Inflated, ProtocolError> {
+        let mut block = [0; INFLATE_STEP_BYTES];
+        let mut plain = payload;
+        if let (Some(key), Some(block)) = (self.frame.mask, block.get_mut(..payload.len())) {
+            block.copy_from_slice(payload);
+            mask::apply(block, key, self.frame_offset());
+            plain = block;
+        }
+        self.judge_inflated(sink, |inflater, sink| match inflater {
+            Some(inflater) => inflater.feed(plain, sink),
+            None => Ok(()),
+        })
+    }
+
+    /// Lets the inflater do some of its work; what comes out is counted and checked.
+    fn judge_inflated(
+        &mut self,
+        sink: &mut dyn FnMut(&[u8]),
+        work: impl FnOnce(&mut Option<Inflater>, &mut Sink<'_>) -> Result<(), ProtocolError>,
+    ) -> Result<Inflated, ProtocolError> {
+        let Self { inflater, utf8, message: Some(message), check_text, .. } = self else {
+            return Ok(Inflated { bytes: 0, message_bytes: 0 });
+        };
+        let text = *check_text && message.kind == MessageType::Text;
+        let mut bytes = 0;
+        work(inflater, &mut |plain| {
+            bytes += plain.len() as u64;
+            if text {
+                utf8.feed(plain)?;
+            }
+            sink(plain);
+            Ok(())
+        })?;
+        message.inflated_bytes += bytes;
+        Ok(Inflated { bytes, message_bytes: message.inflated_bytes })
+    }
+
+    fn end_frame(&mut self, sink: &mut dyn FnMut(&[u8])) -> Result<Option<Message>, ProtocolError> {
         if !self.frame.fin {
             return Ok(None);
         }
-        if self.checks_text() {
+        if self.inflater.is_some() {
+            self.judge_inflated(sink, |inflater, sink| match inflater.take() {
+                Some(inflater) => inflater.finish(sink),
+                None => Ok(()),
+            })?;
+            // Nothing is pending where no text was checked.
+            self.utf8.finish()?;
+        } else if self.checks_text() {
             self.utf8.finish()?;
         }
         Ok(self.message.take())
@@ -174,7 +312,6 @@ impl Scanner {
 #[cfg(test)]
 mod tests {
     use super::super::header::ControlFrame;
-    use super::super::mask;
     use super::*;
     use proptest::prelude::*;
 
@@ -218,7 +355,7 @@ mod tests {
                         at += len;
                         seen.push(Seen::Header(header, message));
                     }
-                    Ok(Step::Payload { len, ends_message }) => {
+                    Ok(Step::Payload { len, ends_message, .. }) => {
                         at += len;
                         match seen.last_mut() {
                             Some(Seen::Payload(before)) => *before += len,
@@ -255,7 +392,10 @@ mod tests {
         let (seen, error) = server(&bytes);
         assert_eq!(error, None);
         assert!(matches!(seen[2], Seen::Control(Opcode::Ping, 4)));
-        assert!(matches!(seen[3], Seen::Header(_, Message { fragments: 2, size_bytes: 5, kind: MessageType::Text })));
+        assert!(matches!(
+            seen[3],
+            Seen::Header(_, Message { fragments: 2, size_bytes: 5, kind: MessageType::Text, .. })
+        ));
         assert_eq!(seen.last(), Some(&Seen::Ends(MessageType::Text)));
     }
 
@@ -304,6 +444,78 @@ mod tests {
         }
         let Ok(Step::Header { message, .. }) = scanner.next(&[0x80, 0]) else { panic!("a header") };
         assert_eq!((message.fragments, message.size_bytes), (1_000_002, 0));
+    }
+
+    fn compressed(first: u8, plain: &[u8]) -> Vec<u8> {
+        let mut payload = Vec::new();
+        super::super::deflate::Deflater::new().feed(plain, true, &mut payload);
+        frame(first, &payload)
+    }
+
+    /// Scans compressed frames of a server, whole and byte by byte: the plain bytes, and the message that they end.
+    fn inflate(bytes: &[u8]) -> Result<(Vec<u8>, Message), ProtocolError> {
+        let scan = |piece: usize| {
+            let mut scanner = Scanner::new(Sender::Server, true).with_compression(Compression::Inflated);
+            let (mut plain, mut ended, mut at, mut end) = (Vec::new(), None, 0, piece.min(bytes.len()));
+            while at < bytes.len() {
+                match scanner.next_into(&bytes[at..end], &mut |bytes| plain.extend_from_slice(bytes))? {
+                    Step::NeedMore => end += piece,
+                    Step::Header { len, .. } => at += len,
+                    Step::Payload { len, inflated, ends_message } => {
+                        at += len;
+                        assert_eq!(inflated.unwrap().message_bytes, plain.len() as u64);
+                        ended = ended.or(ends_message);
+                    }
+                    Step::Control { .. } => unreachable!("none is sent"),
+                }
+            }
+            assert!(scanner.inflater.is_none() || ended.is_none());
+            Ok((plain, ended.expect("it ends")))
+        };
+        let whole = scan(bytes.len());
+        assert_eq!(whole, scan(1));
+        whole
+    }
+
+    #[test]
+    fn inflates_messages_and_counts_them() {
+        let text = "Sl\u{fc}icegate ".repeat(10_000);
+        let (plain, message) = inflate(&compressed(0xc1, text.as_bytes())).unwrap();
+        assert_eq!((plain.as_slice(), message.inflated_bytes), (text.as_bytes(), text.len() as u64));
+        assert!(message.compressed && message.size_bytes < 2000 && message.plain_bytes() == text.len() as u64);
+        let (plain, message) = inflate(&compressed(0xc2, b"")).unwrap();
+        assert_eq!((plain.len(), message.inflated_bytes, message.plain_bytes()), (0, 0, message.size_bytes));
+    }
+
+    #[test]
+    fn inflates_a_message_over_its_fragments() {
+        let whole = compressed(0x41, b"one message");
+        let payload = &whole[2..];
+        let bytes = [frame(0x41, &payload[..3]), frame(0x00, b""), frame(0x80, &payload[3..])].concat();
+        assert_eq!(inflate(&bytes).map(|(plain, _)| plain), Ok(b"one message".to_vec()));
+    }
+
+    #[test]
+    fn checks_compressed_text_and_not_compressed_binary() {
+        assert_eq!(inflate(&compressed(0xc1, b"\xff")).err(), Some(ProtocolError::InvalidUtf8));
+        assert_eq!(inflate(&compressed(0xc1, b"\xc3")).err(), Some(ProtocolError::InvalidUtf8));
+        assert!(inflate(&compressed(0xc2, b"\xff")).is_ok());
+        assert_eq!(inflate(&frame(0xc2, b"\xff\xff\xff")).err(), Some(ProtocolError::InvalidDeflate));
+        assert_eq!(inflate(&frame(0xc1, b"\xf2\x48\xcd")).err(), Some(ProtocolError::InvalidDeflate));
+    }
+
+    #[test]
+    fn passes_compressed_messages_unread_where_it_is_told_to() {
+        let mut scanner = Scanner::new(Sender::Server, true).with_compression(Compression::Opaque);
+        let bytes = frame(0xc1, b"\xff\xff\xff");
+        let Ok(Step::Header { len, message, .. }) = scanner.next(&bytes) else { panic!("a header") };
+        assert!(message.compressed);
+        let step = scanner.next(&bytes[len..]);
+        assert!(matches!(step, Ok(Step::Payload { len: 3, inflated: None, ends_message: Some(_) })), "{step:?}");
+        assert_eq!(scanner.next(&frame(0xc0, b"")), Err(ProtocolError::ReservedBit));
+        // What is not compressed is checked there too.
+        scanner.next(&frame(0x81, b"\xff")[..2]).unwrap();
+        assert_eq!(scanner.next(b"\xff"), Err(ProtocolError::InvalidUtf8));
     }
 
     proptest! {

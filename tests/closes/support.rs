@@ -292,8 +292,17 @@ impl Upstream {
 
     /// The same, from a connection to the gateway.
     pub fn open_from(&self, gateway: &Gateway, stream: TcpStream) -> (Peer, Peer) {
+        self.open_with(gateway, stream, "")
+    }
+
+    /// The same, with an offer of extensions.
+    pub fn open_offering(&self, gateway: &Gateway, offer: &str) -> (Peer, Peer) {
+        self.open_with(gateway, connect(gateway.address), &format!("Sec-WebSocket-Extensions: {offer}\r\n"))
+    }
+
+    fn open_with(&self, gateway: &Gateway, stream: TcpStream, header: &str) -> (Peer, Peer) {
         let mut client = Peer { stream, is_client: true };
-        client.ask(gateway.address, "/", "");
+        client.ask(gateway.address, "/", header);
         let mut upstream = Peer { stream: self.accept(), is_client: false };
         let asked = upstream.head();
         let key = asked.lines().filter_map(|line| line.split_once(": "));

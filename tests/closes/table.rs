@@ -6,6 +6,8 @@ use std::net::Shutdown;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use sluicegate::ws::deflate::Deflater;
+
 use crate::support::{
     BINARY, CLOSE, DEADLINE, End, Frame, Gateway, PING, PONG, Peer, TEXT, Upstream, connect_with_a_small_window,
     eventually, pause,
@@ -190,6 +192,25 @@ pub fn message_too_big() {
     // And by fragments, of which the first ones have gone on.
     let begun = [(BEGIN_TEXT, vec![b'x'; 600]), (CONTINUE, vec![b'x'; 400])];
     client_breaks(&rule, &begun, |client| client.frame(END_TEXT, b"x"), end);
+}
+
+pub fn inflation_ratio() {
+    let upstream = Upstream::bind();
+    let gateway = Gateway::start(upstream.address(), &["compression: terminate", "message: { max_ratio: 1 }"]);
+    let (mut client, mut backend) = upstream.open_offering(&gateway, "permessage-deflate");
+    let mut bomb = Vec::new();
+    Deflater::new().feed(&vec![0; 1 << 20], true, &mut bomb);
+    // What inflates to 16 MiB at once is free, and what inflates to 4 MiB each second.
+    let backend = std::thread::spawn(move || {
+        while backend.receive().expect("a frame, not the end").first != CLOSE {}
+        backend.send_close(1001, "");
+        backend.expect_end();
+        backend
+    });
+    client.send(&client.frame(BINARY | 0x40, &bomb).repeat(500));
+    client.expect_close_and_end(1009);
+    drop((client, backend.join().unwrap()));
+    gateway.assert_end(ours("inflation_ratio", "inflation_ratio", 1009));
 }
 
 pub fn too_many_fragments() {

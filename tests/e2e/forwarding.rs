@@ -46,6 +46,7 @@ fn the_backend_sees_exactly_these_headers_of_an_upgrade() {
         ("Sec-WebSocket-Version", "13"),
         ("Sec-WebSocket-Key", KEY),
         ("Sec-WebSocket-Protocol", "chat, other"),
+        ("Sec-WebSocket-Extensions", "permessage-deflate"),
         ("Origin", "http://app.example:80"),
         ("cOOKIE", "a=b"),
         ("X-Custom", "1"),

@@ -5,12 +5,14 @@
 
 mod admin;
 mod commands;
+mod compression;
 mod endpoints;
 mod features;
 mod forwarding;
 mod heads;
 mod limits;
 mod plain;
+mod proxy_protocol;
 mod refusals;
 mod shutdown;
 mod support;

@@ -206,6 +206,30 @@ fn case_of(refusal: Refusal) -> Case {
                 before.expect_told("app", Refusal::ClientGone, None, "127.0.0.1");
             }),
         },
+        R::ProxyHeader => Case {
+            name: "proxy_header",
+            status: None,
+            provoke: Box::new(|| {
+                let backend = Backend::echoing();
+                let config = Config::to(backend.address).listener("client_address: proxy_protocol");
+                // Nobody is trusted, and then a trusted peer that speaks HTTP.
+                for config in [
+                    config.more("trusted_proxies: []"),
+                    Config::to(backend.address)
+                        .listener("client_address: proxy_protocol")
+                        .more("trusted_proxies: [127.0.0.1]"),
+                ] {
+                    let gateway = Gateway::start(&config);
+                    let before = gateway.before();
+                    let mut client = gateway.connect();
+                    client.send(upgrade("/", ""));
+                    client.finish();
+                    client.expect_end();
+                    before.expect_told("none", Refusal::ProxyHeader, None, "127.0.0.1");
+                }
+                assert_eq!(backend.connections(), 0);
+            }),
+        },
     }
 }
 

@@ -305,7 +305,7 @@ fn a_101_that_is_not_for_this_request_opens_no_tunnel() {
             switching("Sec-WebSocket-Protocol: chat, superchat\r\n"),
             switching("Sec-WebSocket-Protocol: chat\r\nSec-WebSocket-Protocol: chat\r\n"),
             switching("Sec-WebSocket-Protocol:\r\n"),
-            switching("Sec-WebSocket-Extensions: permessage-deflate\r\n"),
+            switching("Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits=9\r\n"),
             switching("Sec-WebSocket-Extensions: x\r\n"),
         ],
     );

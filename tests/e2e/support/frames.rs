@@ -20,6 +20,8 @@ pub struct Frame {
     pub opcode: u8,
     /// Whether it is the last of its message.
     pub fin: bool,
+    /// Whether RSV1 is set: it begins a compressed message.
+    pub rsv1: bool,
     /// Whether it came masked.
     pub masked: bool,
     /// The payload.
@@ -39,7 +41,7 @@ impl Frame {
         let (mask, rest) = if masked { (*rest.first_chunk()?, &rest[4..]) } else { ([0; 4], rest) };
         let payload = rest.get(..len)?.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask).collect();
         let used = bytes.len() - rest.len() + len;
-        Some((Self { opcode: first & 0x0f, fin: first & 0x80 != 0, masked, payload }, used))
+        Some((Self { opcode: first & 0x0f, fin: first & 0x80 != 0, rsv1: first & 0x40 != 0, masked, payload }, used))
     }
 
     /// The code of a Close frame.
