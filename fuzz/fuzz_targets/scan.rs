@@ -4,18 +4,22 @@
 
 use libfuzzer_sys::fuzz_target;
 use sluicegate::ws::header::Sender;
+use sluicegate::ws::scan::{Compression, Scanner};
 use sluicegate_fuzz::{cuts, frames};
 
 fuzz_target!(|input: &[u8]| {
     let [control, seed, bytes @ ..] = input else { return };
     let sender = if control & 1 == 0 { Sender::Client } else { Sender::Server };
-    let check_text = control & 2 == 0;
-    let whole = frames::scan(sender, check_text, bytes, &[]);
+    let compression = [Compression::Refused, Compression::Opaque, Compression::Inflated][usize::from(control >> 2) % 3];
+    let scanner = || Scanner::new(sender, control & 2 == 0).with_compression(compression);
+    let whole = frames::scan(scanner(), bytes, &[]);
     for cuts in [cuts(*seed, bytes.len()), cuts(0, bytes.len())] {
-        let split = frames::scan(sender, check_text, bytes, &cuts);
-        assert_eq!(split.error, whole.error);
-        if whole.error.is_none() {
-            assert_eq!(split, whole);
+        let split = frames::scan(scanner(), bytes, &cuts);
+        match whole.error {
+            None => assert_eq!(split, whole),
+            // Payload that is neither deflate nor text may be refused as either.
+            Some(_) if compression == Compression::Inflated => assert!(split.error.is_some()),
+            Some(_) => assert_eq!(split.error, whole.error),
         }
     }
     // What is left is the start of a frame, or nothing.

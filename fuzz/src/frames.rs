@@ -2,14 +2,15 @@
 
 use std::ops::Range;
 
+use sluicegate::ws::deflate::MAX_RATIO;
 use sluicegate::ws::error::ProtocolError;
-use sluicegate::ws::header::{FrameHeader, Sender};
+use sluicegate::ws::header::FrameHeader;
 use sluicegate::ws::scan::{Message, Scanner, Step};
 
 /// A header on the wire, its length in the shortest form.
 pub fn write_header(header: &FrameHeader) -> Vec<u8> {
     let mask_bit = if header.mask.is_some() { 0x80 } else { 0 };
-    let mut bytes = vec![if header.fin { 0x80 } else { 0 } | header.opcode.bits()];
+    let mut bytes = vec![u8::from(header.fin) << 7 | u8::from(header.rsv1) << 6 | header.opcode.bits()];
     match header.payload_bytes {
         len @ 0..126 => bytes.push(mask_bit | len as u8),
         len @ 126..65536 => {
@@ -30,6 +31,8 @@ pub fn write_header(header: &FrameHeader) -> Vec<u8> {
 pub struct Scan {
     /// Frames and ends of messages, in their order.
     pub items: Vec<Item>,
+    /// What was inflated, of all messages.
+    pub plain: Vec<u8>,
     /// The rule that was broken.
     pub error: Option<ProtocolError>,
     /// How many bytes belong to the items.
@@ -50,21 +53,23 @@ pub enum Item {
 }
 
 /// Scans `bytes` in pieces that end at `cuts`; what a piece leaves is shown again with the next one, as the tunnel does.
-pub fn scan(sender: Sender, check_text: bool, bytes: &[u8], cuts: &[usize]) -> Scan {
-    let mut scanner = Scanner::new(sender, check_text);
-    let mut scan = Scan { items: Vec::new(), error: None, taken: 0 };
+pub fn scan(mut scanner: Scanner, bytes: &[u8], cuts: &[usize]) -> Scan {
+    let mut scan = Scan { items: Vec::new(), plain: Vec::new(), error: None, taken: 0 };
     for &end in cuts.iter().chain([&bytes.len()]) {
-        // Each step covers bytes that were shown, and only a step that covers some is not the last.
         while scan.error.is_none() {
             let at = scan.taken;
-            match scanner.next(&bytes[at..end]) {
+            let before = scan.plain.len();
+            match scanner.next_into(&bytes[at..end], &mut |plain| scan.plain.extend_from_slice(plain)) {
                 Ok(Step::NeedMore) => break,
                 Ok(Step::Header { header, len, message }) => {
                     scan.taken += len;
                     scan.items.push(Item::Data(header, message));
                 }
-                Ok(Step::Payload { len, ends_message }) => {
+                Ok(Step::Payload { len, inflated, ends_message }) => {
                     assert!(len > 0);
+                    let made = inflated.map_or(0, |inflated| inflated.bytes);
+                    // The end of a message may flush a little more.
+                    assert!(made <= (scan.plain.len() - before) as u64 && made <= (len as u64 + 2) * MAX_RATIO);
                     scan.taken += len;
                     match scan.items.last_mut() {
                         Some(Item::Payload(before)) => before.end += len,
