@@ -15,6 +15,9 @@ pub const RSV1: u8 = 0x40;
 pub const TEXT: u8 = 1;
 pub const BINARY: u8 = 2;
 
+/// Room for a read.
+const READ_BYTES: usize = 32 << 10;
+
 /// How many data frames the backend has read.
 pub static FRAMES: AtomicU64 = AtomicU64::new(0);
 
@@ -93,6 +96,8 @@ impl Socket {
             }
             self.buffer.drain(..self.at);
             self.at = 0;
+            // A read takes what there is room for.
+            self.buffer.reserve(READ_BYTES);
             if self.stream.read_buf(&mut self.buffer).await? == 0 {
                 return Ok(None);
             }
