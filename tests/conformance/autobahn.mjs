@@ -1,6 +1,7 @@
 // Drives Autobahn|Testsuite: its fuzzing client against servers, and clients of ours against its fuzzing server.
 //
-// A run is `direct`, or through a gateway with `defaults`, or with `opened` limits. Its table has for each case
+// A run is `direct`, or through a gateway with `defaults`, with `opened` limits, or one that lets compression
+// `terminate`. `ws` offers and accepts permessage-deflate. A run's table has for each case
 // { behavior, behaviorClose, code, report }, where `code` is the close code that the suite received, and `report` the
 // file with all that was on the wire.
 
@@ -21,10 +22,12 @@ export const SUITE = /^(autobahntestsuite)==(\S+)$/m.exec(requirements).slice(1)
 const WSTEST = join(root, "target/tools/autobahn/bin/wstest");
 const REPORTS = join(root, "target/conformance");
 
+const SIZES = "max_size: off, max_fragments: off, upstream_max_size: off, control_rate: off";
 const LIMITS = {
   defaults: "",
   // UTF-8 and RFC 6455 are checked as ever.
-  opened: "defaults: { message: { max_size: off, max_fragments: off, upstream_max_size: off, control_rate: off } }",
+  opened: `defaults: { message: { ${SIZES}, max_ratio: off } }`,
+  terminate: `defaults: { compression: terminate, message: { ${SIZES} } }`,
 };
 
 const configuration = (port, limits, rule = "") => `
@@ -41,7 +44,7 @@ rules:
 /** The suite's client, before a backend on Node's `ws`; `cases` are patterns such as `6.*`. A table for each run. */
 export async function againstServers(runs, cases, minutes) {
   const folder = await reports("servers");
-  const peer = await backend("backends/ws_echo.mjs");
+  const peer = await backend("backends/ws_echo.mjs", { PERMESSAGE_DEFLATE: "1" });
   const gates = [];
   try {
     const servers = [];
@@ -100,7 +103,7 @@ export async function againstClients(runs, cases, minutes) {
 
 /** Connects, and sends back what comes until the connection ends. Answers the last text that came. */
 async function echo(url) {
-  const socket = new WebSocket(url, { perMessageDeflate: false, maxPayload: 0, maxFragments: 0, maxBufferedChunks: 0 });
+  const socket = new WebSocket(url, { perMessageDeflate: true, maxPayload: 0, maxFragments: 0, maxBufferedChunks: 0 });
   let last;
   socket.on("message", (data, isBinary) => {
     last = isBinary ? undefined : data.toString();
