@@ -5,7 +5,7 @@ CARGO ?= cargo
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build test fmt lint doc deny check-examples conformance attacks bench
+.PHONY: help demo build test fmt lint doc deny check-examples conformance conformance-short attacks fuzz bench
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -29,7 +29,7 @@ lint: ## Check formatting, clippy, dependencies, shell scripts and the Dockerfil
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	$(CARGO_DENY)
-	target/tools/lint/bin/shellcheck scripts/setup scripts/test .ci/run
+	target/tools/lint/bin/shellcheck scripts/setup scripts/test scripts/fuzz .ci/run
 	target/tools/lint/bin/hadolint Dockerfile
 
 deny: ## Check the dependencies' licenses, sources and bans
@@ -53,9 +53,21 @@ conformance: build ## Run all of Autobahn|Testsuite, and write docs/conformance.
 	@scripts/setup conformance
 	@SLUICEGATE=$(abspath $(TARGET)/debug/sluicegate) node tests/conformance/run.mjs
 
+conformance-short: build ## Run the part of it that CI does (half a minute, needs CPython 2.7)
+	@scripts/setup conformance
+	@SLUICEGATE=$(abspath $(TARGET)/debug/sluicegate) node tests/conformance/short.mjs
+
 attacks: ## Play every attack against a backend, through nginx and through the gateway; writes docs/attacks.md
 	@scripts/setup test
 	SLUICEGATE_ATTACKS=full $(CARGO) test --locked --test attacks -- --exact --nocapture the_pages_have_every_case_as_it_is
+
+# Bash has a variable of this name, which counts the seconds of the shell: only what the command line says counts.
+FUZZ_SECONDS = $(if $(filter command line,$(origin SECONDS)),$(SECONDS),60)
+JOBS ?= 1
+
+fuzz: ## Run every fuzz target and write docs/fuzzing.md (SECONDS=60 each, JOBS=1 at a time, TARGETS="scan utf8")
+	@scripts/setup fuzz
+	@scripts/fuzz $(FUZZ_SECONDS) $(JOBS) $(TARGETS)
 
 bench: ## Measure memory and CPU beside nginx and beside no proxy (takes minutes, needs nginx)
 	@scripts/setup test

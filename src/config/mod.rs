@@ -18,7 +18,7 @@ mod raw_proxy;
 mod raw_rule;
 mod shape;
 mod simple;
-mod units;
+pub mod units;
 mod unsupported;
 mod variables;
 mod warnings;

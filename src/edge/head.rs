@@ -91,7 +91,7 @@ pub(super) async fn read_some(io: &mut TcpStream, into: &mut BytesMut) -> io::Re
 
 /// How far the reading of a head has come, so that a dripped head costs no more than one that comes at once.
 #[derive(Debug, Default)]
-struct Progress {
+pub struct Progress {
     /// No empty line begins before this.
     searched: usize,
     /// The first line was looked at, when it was whole.
@@ -102,7 +102,16 @@ struct Progress {
 const MAX_LEADING_BYTES: usize = 4;
 
 /// Parses the head at the front of `bytes`, or says what is wrong as soon as its first byte or line shows it.
-fn parse(
+///
+/// Returns the head and its length in bytes, or `None` if `bytes` does not hold a whole head yet: then it is called again
+/// with more behind them, and the same `progress`.
+///
+/// # Errors
+/// `HeadTooLarge` and `MalformedRequest`.
+///
+/// # RFC
+/// RFC 9112 §2 to §6.
+pub fn parse(
     bytes: &[u8],
     progress: &mut Progress,
     limits: &HeadLimits,

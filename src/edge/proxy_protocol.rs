@@ -51,8 +51,14 @@ pub async fn read(io: &mut TcpStream, within: Duration) -> Result<(Option<IpAddr
     }
 }
 
-/// The client and the length of the header; `None` when it is not whole.
-fn parse(bytes: &[u8]) -> Result<Option<(Option<IpAddr>, usize)>, Refusal> {
+/// Parses the header at the front of `bytes`.
+///
+/// Returns the client that it names, if it names one, and its length in bytes, or `None` if `bytes` does not hold a whole
+/// header yet.
+///
+/// # Errors
+/// `ProxyHeader`.
+pub fn parse(bytes: &[u8]) -> Result<Option<(Option<IpAddr>, usize)>, Refusal> {
     let begins_with = |start: &[u8]| bytes.iter().zip(start).all(|(byte, expected)| byte == expected);
     if begins_with(v2::PROTOCOL_PREFIX) {
         parse_version_2(bytes)

@@ -385,7 +385,11 @@ fn compress(
             let told = accepted.map(|accepted| Parameters { client_no_context_takeover: true, ..accepted });
             (Compression::Passthrough, told)
         }
-        CompressionMode::Terminate => (Compression::Terminate, extensions::accept(offers, deflate::WINDOW_BITS)),
+        CompressionMode::Terminate => {
+            let chosen = extensions::accept(offers, deflate::WINDOW_BITS);
+            let agreed = chosen.and_then(|chosen| chosen.server_max_window_bits);
+            (Compression::Terminate { window_bits: agreed.unwrap_or(deflate::WINDOW_BITS) }, chosen)
+        }
         CompressionMode::Refuse => (Compression::Off, None),
     };
     answer.remove_header(&header::SEC_WEBSOCKET_EXTENSIONS);

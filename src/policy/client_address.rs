@@ -7,7 +7,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName};
 use ipnet::IpNet;
 
 use super::Fault;
@@ -135,16 +135,15 @@ fn walk(
     peer: IpAddr,
     parse: fn(&str) -> Option<IpAddr>,
 ) -> IpAddr {
-    let lines: Vec<&HeaderValue> = headers.get_all(name).iter().collect();
     let mut found = peer;
-    for line in lines.into_iter().rev() {
-        let Ok(line) = line.to_str() else { return found };
-        for element in elements_from_the_right(line) {
+    for line in headers.get_all(name).iter().rev() {
+        for element in elements_from_the_right(line.as_bytes()) {
             // RFC 9110 §5.6.1: empty list elements are ignored.
             if element.is_empty() {
                 continue;
             }
-            match parse(element) {
+            // One that is no text is no address; what stands beside it is still read.
+            match std::str::from_utf8(element).ok().and_then(parse) {
                 Some(address) if trusted.contains(Peer::Ip(address)) => found = address,
                 Some(address) => return address,
                 None => return found,
@@ -157,28 +156,30 @@ fn walk(
 /// Splits a list at the commas outside of quotes, starting at its right end.
 ///
 /// The left end is the client's own: read from there, a lone quote of its making would swallow what a hop appended.
-fn elements_from_the_right(line: &str) -> impl Iterator<Item = &str> {
+fn elements_from_the_right(line: &[u8]) -> impl Iterator<Item = &[u8]> {
     let mut rest = Some(line);
     std::iter::from_fn(move || {
-        let text = rest?;
+        let bytes = rest?;
         let mut quoted = false;
-        for (at, byte) in text.bytes().enumerate().rev() {
-            match byte {
-                b'"' if !is_escaped(text, at) => quoted = !quoted,
-                b',' if !quoted => {
-                    rest = Some(&text[..at]);
-                    return Some(text[at + 1..].trim());
-                }
-                _ => {}
+        let comma = bytes.iter().enumerate().rev().find(|(at, byte)| match byte {
+            b'"' if !is_escaped(bytes, *at) => {
+                quoted = !quoted;
+                false
             }
-        }
-        rest = None;
-        Some(text.trim())
+            byte => **byte == b',' && !quoted,
+        });
+        let (front, element) = match comma {
+            Some((at, _)) => (bytes.get(..at), bytes.get(at..)?.get(1..)?),
+            None => (None, bytes),
+        };
+        rest = front;
+        Some(element.trim_ascii())
     })
 }
 
-fn is_escaped(text: &str, at: usize) -> bool {
-    text.as_bytes()[..at].iter().rev().take_while(|byte| **byte == b'\\').count() % 2 == 1
+fn is_escaped(bytes: &[u8], at: usize) -> bool {
+    let before = bytes.get(..at).unwrap_or_default();
+    !before.iter().rev().take_while(|byte| **byte == b'\\').count().is_multiple_of(2)
 }
 
 /// The address of a `Forwarded` element: its one `for` parameter.
@@ -253,6 +254,7 @@ fn is_carrier_shared(address: Ipv4Addr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use http::HeaderValue;
 
     fn ip(text: &str) -> IpAddr {
         text.parse().expect("a test's own address")
@@ -317,6 +319,25 @@ mod tests {
             (&["6.6.6.6, fe80::1%eth0"], "10.0.0.1"),
         ] {
             assert_eq!(resolved(&Source::XForwardedFor, "x-forwarded-for", lines), ip(client), "{lines:?}");
+        }
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_hide_nothing_that_a_hop_appended() {
+        let trusted = trusted(&["10.0.0.0/8"]);
+        for (source, name, line) in [
+            (Source::XForwardedFor, "x-forwarded-for", &b"\xad, 203.0.113.9"[..]),
+            (Source::XForwardedFor, "x-forwarded-for", b"\xff\", 203.0.113.9, 10.0.0.7"),
+            (Source::Forwarded, "forwarded", b"for=\"\xff, for=203.0.113.9;proto=https"),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.append(name, HeaderValue::from_bytes(line).expect("a value"));
+            assert_eq!(
+                resolve(&source, &trusted, ip("10.0.0.5"), &headers),
+                ip("203.0.113.9"),
+                "{}",
+                line.escape_ascii()
+            );
         }
     }
 

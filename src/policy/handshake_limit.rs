@@ -153,8 +153,8 @@ impl StateStore for BoundedStore {
         F: Fn(Option<Nanos>) -> Result<(T, Nanos), E>,
     {
         let index = self.shard_of.hash_one(key) as usize % SHARDS;
-        {
-            let mut shard = self.shards[index].lock();
+        if let Some(shard) = self.shards.get(index) {
+            let mut shard = shard.lock();
             if let Some(arrival) = shard.get_mut(key) {
                 let (answer, next) = f(Some(Nanos::new(*arrival)))?;
                 *arrival = next.as_u64();

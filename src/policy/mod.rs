@@ -2,7 +2,17 @@
 //!
 //! A policy decides and never acts: it does not send, close, log or count, and time is an argument. What must happen
 //! later is a deadline that the caller can ask for. A policy that is off is an `Option::None` at its owner.
-#![cfg_attr(not(test), warn(clippy::expect_used, clippy::panic, clippy::unwrap_used))]
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::string_slice,
+        clippy::unreachable,
+        clippy::unwrap_used
+    )
+)]
 
 pub mod client_address;
 pub mod clients;

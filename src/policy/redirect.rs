@@ -87,11 +87,11 @@ fn parse(to: &str) -> Result<Vec<Part>, &'static str> {
     let allowed = "`{host}`, `{path}`, `{query}` and `{path_and_query}`, and no other braces";
     let mut parts = Vec::new();
     let mut rest = to;
-    while let Some(at) = rest.find(['{', '}']) {
-        if at > 0 {
-            parts.push(Part::Text(rest[..at].to_owned()));
+    while let Some((text, braced)) = rest.find(['{', '}']).and_then(|at| rest.split_at_checked(at)) {
+        if !text.is_empty() {
+            parts.push(Part::Text(text.to_owned()));
         }
-        let (name, after) = rest[at..].strip_prefix('{').and_then(|inner| inner.split_once('}')).ok_or(allowed)?;
+        let (name, after) = braced.strip_prefix('{').and_then(|inner| inner.split_once('}')).ok_or(allowed)?;
         parts.push(match name {
             "host" => Part::Host,
             "path" => Part::Path,
@@ -122,7 +122,7 @@ fn check(to: &str) -> Result<(), &'static str> {
     };
     // A path begins with a slash, and ends the authority; a query would be within it.
     let end = ["/", "?", "#", "{path}", "{path_and_query}"].iter().filter_map(|end| rest.find(end)).min();
-    let authority = &rest[..end.unwrap_or(rest.len())];
+    let authority = end.and_then(|end| rest.get(..end)).unwrap_or(rest);
     if authority.is_empty() || authority.contains(['@', '\\']) {
         return Err("a target with a host and without a user, such as \"https://{host}{path_and_query}\"");
     }

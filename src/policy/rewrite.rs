@@ -72,7 +72,7 @@ fn next_unit(path: &str) -> Option<(Cow<'_, str>, usize)> {
     if first != '%' {
         return Some((Cow::Borrowed(raw), raw.len()));
     }
-    let byte = u8::from_str_radix(&raw[1..], 16).ok()?;
+    let byte = u8::from_str_radix(raw.strip_prefix('%')?, 16).ok()?;
     let is_unreserved = byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
     let unit = if is_unreserved { char::from(byte).to_string() } else { raw.to_ascii_uppercase() };
     Some((Cow::Owned(unit), raw.len()))

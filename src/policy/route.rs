@@ -242,7 +242,7 @@ impl HostPattern {
             Fault::new("", format!("{text:?}"), allowed)
         };
         let wildcard = ["**.", "*."].into_iter().find(|wildcard| text.starts_with(wildcard)).unwrap_or_default();
-        let name = &text[wildcard.len()..];
+        let name = text.strip_prefix(wildcard).unwrap_or(text);
         let host = parse_host(name).ok_or_else(fault)?;
         let host = without_trailing_dot(&host).to_owned();
         let is_address = host.starts_with('[') || host.parse::<Ipv4Addr>().is_ok();
@@ -269,7 +269,8 @@ impl HostPattern {
 fn labels_before<'a>(host: &'a str, name: &str) -> Option<&'a str> {
     let at = host.len().checked_sub(name.len() + 1)?;
     let (labels, rest) = (host.get(..at)?, host.get(at..)?);
-    (!labels.is_empty() && rest.starts_with('.') && rest[1..].eq_ignore_ascii_case(name)).then_some(labels)
+    let rest = rest.strip_prefix('.')?;
+    (!labels.is_empty() && rest.eq_ignore_ascii_case(name)).then_some(labels)
 }
 
 fn without_trailing_dot(host: &str) -> &str {
@@ -387,8 +388,10 @@ fn decode_unreserved(raw_path: &str) -> Result<String, PathError> {
     let mut parts = raw_path.split('%');
     path.push_str(parts.next().unwrap_or_default());
     for part in parts {
-        let hex = part.get(..2).filter(|hex| hex.bytes().all(|b| b.is_ascii_hexdigit()));
-        let hex = hex.ok_or(PathError::BrokenEscape)?;
+        let (hex, rest) = part.split_at_checked(2).ok_or(PathError::BrokenEscape)?;
+        if !hex.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return Err(PathError::BrokenEscape);
+        }
         match u8::from_str_radix(hex, 16).map_err(|_| PathError::BrokenEscape)? {
             0 => return Err(PathError::Control),
             b'/' | b'\\' => return Err(PathError::EscapedSlash),
@@ -398,7 +401,7 @@ fn decode_unreserved(raw_path: &str) -> Result<String, PathError> {
                 path.push_str(&hex.to_ascii_uppercase());
             }
         }
-        path.push_str(&part[2..]);
+        path.push_str(rest);
     }
     Ok(path)
 }

@@ -227,7 +227,7 @@ fn sign(secret: &Hmac<Sha256>, rule: &str, endpoint: &str, issued: u64, nonce: u
     mac.update(&issued.to_be_bytes());
     mac.update(&nonce.to_be_bytes());
     let whole = mac.finalize().into_bytes();
-    std::array::from_fn(|at| whole[at])
+    std::array::from_fn(|at| whole.get(at).copied().unwrap_or_default())
 }
 
 /// What a client is told apart by, where a hash chooses its endpoint.

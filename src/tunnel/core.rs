@@ -81,7 +81,7 @@ impl Core {
         }
     }
 
-    /// Writes what `read_bytes` became, and counts those.
+    /// Writes what `read_bytes` became, and counts what the client sent or is sent.
     pub(super) fn pass_recoded<S: Wire>(
         &mut self,
         from: Sender,
@@ -91,8 +91,9 @@ impl Core {
         now: Instant,
         cx: &mut Context<'_>,
     ) {
-        to.write(frame.unwrap_or_default(), now, cx);
-        self.direction(from).on_bytes(read_bytes);
+        let frame = frame.unwrap_or_default();
+        to.write(frame, now, cx);
+        self.direction(from).on_bytes(if from == Sender::Client { read_bytes } else { frame.len() });
     }
 
     pub(super) fn on_header(&mut self, from: Sender, message: &Message, now: Instant) -> Result<(), Cause> {

@@ -56,7 +56,10 @@ pub enum Compression {
     /// The client and the upstream. What the client sends is inflated to be judged, and passes as it came.
     Passthrough,
     /// The client and the gateway: the upstream sends and receives plain messages.
-    Terminate,
+    Terminate {
+        /// The window for what the client is sent, as it was agreed on: two to the power of this many bytes.
+        window_bits: u8,
+    },
 }
 
 impl Compression {
@@ -65,7 +68,7 @@ impl Compression {
         match self {
             Self::Off => "off",
             Self::Passthrough => "passthrough",
-            Self::Terminate => "terminate",
+            Self::Terminate { .. } => "terminate",
         }
     }
 }

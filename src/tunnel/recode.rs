@@ -20,6 +20,8 @@ pub(super) struct Recode {
     /// The opcode of its next fragment.
     opcode: Opcode,
     deflater: Option<Deflater>,
+    /// The window of what a client is sent.
+    window_bits: u8,
 }
 
 /// A frame that is being made: room for its header, and its payload behind it.
@@ -54,8 +56,8 @@ impl FrameBuffer {
 }
 
 impl Recode {
-    pub(super) fn new(from: Sender) -> Self {
-        Self { from, active: false, opcode: Opcode::Continuation, deflater: None }
+    pub(super) fn new(from: Sender, window_bits: u8) -> Self {
+        Self { from, active: false, opcode: Opcode::Continuation, deflater: None, window_bits }
     }
 
     /// Whether the message in progress is recoded.
@@ -71,7 +73,8 @@ impl Recode {
                 Sender::Client => message.compressed,
                 Sender::Server => !header.fin || header.payload_bytes >= MIN_DEFLATED_BYTES,
             };
-            self.deflater = (self.active && self.from == Sender::Server).then(Deflater::new);
+            let deflates = self.active && self.from == Sender::Server;
+            self.deflater = deflates.then(|| Deflater::with_window_bits(self.window_bits));
         }
         self.active
     }
@@ -105,6 +108,7 @@ impl Recode {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ws::deflate::WINDOW_BITS;
     use crate::ws::scan::MessageType;
 
     fn header(fin: bool, opcode: Opcode, payload_bytes: u64) -> FrameHeader {
@@ -117,7 +121,7 @@ mod tests {
 
     #[test]
     fn makes_masked_fragments_of_what_was_inflated() {
-        let mut recode = Recode::new(Sender::Client);
+        let mut recode = Recode::new(Sender::Client, WINDOW_BITS);
         let mut frame = FrameBuffer::default();
         assert!(recode.on_header(&header(true, Opcode::Text, 5), &message(true)));
         Recode::start(&mut frame);
@@ -136,7 +140,7 @@ mod tests {
 
     #[test]
     fn deflates_large_messages_and_fragmented_ones() {
-        let mut recode = Recode::new(Sender::Server);
+        let mut recode = Recode::new(Sender::Server, WINDOW_BITS);
         let mut frame = FrameBuffer::default();
         assert!(!recode.on_header(&header(true, Opcode::Text, MIN_DEFLATED_BYTES - 1), &message(false)));
         assert!(recode.on_header(&header(true, Opcode::Binary, MIN_DEFLATED_BYTES), &message(false)));

@@ -106,7 +106,7 @@ impl<S: Wire> Side<S> {
     /// A side on a stream from which `preread` was already read, behind the head of the handshake.
     pub(super) fn new(io: S, preread: Vec<u8>, role: Sender, check_text: bool, compression: Compression) -> Self {
         let of_scanner = match (compression, role) {
-            (Compression::Off, _) | (Compression::Terminate, Sender::Server) => scan::Compression::Refused,
+            (Compression::Off, _) | (Compression::Terminate { .. }, Sender::Server) => scan::Compression::Refused,
             (_, Sender::Client) => scan::Compression::Inflated,
             // The upstream is trusted more: its messages are counted as they are on the wire.
             (Compression::Passthrough, Sender::Server) => scan::Compression::Opaque,
@@ -117,7 +117,10 @@ impl<S: Wire> Side<S> {
             scanner: Scanner::new(role, check_text).with_compression(of_scanner),
             held: Held { bytes: [0; HELD_BYTES], len: 0 },
             preread,
-            recode: (compression == Compression::Terminate).then(|| Box::new(Recode::new(role))),
+            recode: match compression {
+                Compression::Terminate { window_bits } => Some(Box::new(Recode::new(role, window_bits))),
+                Compression::Off | Compression::Passthrough => None,
+            },
             out: Outbox::default(),
             out_mid_frame: false,
             keepalive: None,

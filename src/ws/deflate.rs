@@ -14,8 +14,11 @@ use super::error::ProtocolError;
 /// The most that one byte of a deflate stream can become, in bytes: 258 bytes for two bits, with what comes around.
 pub const MAX_RATIO: u64 = 1032;
 
-/// The window of our compressor is two to the power of this many bytes.
+/// The window of our compressor is two to the power of this many bytes, where the client does not want a smaller one.
 pub const WINDOW_BITS: u8 = 12;
+
+/// And this is the smallest that it can have.
+pub const MIN_WINDOW_BITS: u8 = 9;
 
 /// What a sender leaves out at the end of each message: the length of an empty stored block. RFC 7692 §7.2.1.
 const TAIL: [u8; 4] = [0x00, 0x00, 0xff, 0xff];
@@ -150,19 +153,27 @@ pub struct Deflater(Option<Box<DeflateState>>);
 
 struct DeflateState {
     stream: Deflate,
+    window_bits: u8,
     output: [u8; OUTPUT_BYTES],
 }
 
 impl Deflater {
-    /// One at the start of a message.
+    /// One at the start of a message, with a window of [`WINDOW_BITS`].
     ///
     /// Its window and its tables take about 40 KiB: small enough for a message in flight in each of many sessions.
     pub fn new() -> Self {
-        let pooled = DEFLATERS.with_borrow_mut(Vec::pop);
+        Self::with_window_bits(WINDOW_BITS)
+    }
+
+    /// One with another window: [`MIN_WINDOW_BITS`] to [`WINDOW_BITS`], where a client asks for it.
+    pub fn with_window_bits(window_bits: u8) -> Self {
+        let window_bits = window_bits.clamp(MIN_WINDOW_BITS, WINDOW_BITS);
+        // Few clients ask for another one, so the pool has the usual one only.
+        let pooled = if window_bits == WINDOW_BITS { DEFLATERS.with_borrow_mut(Vec::pop) } else { None };
         Self(Some(pooled.unwrap_or_else(|| {
             let config =
-                DeflateConfig { window_bits: -i32::from(WINDOW_BITS), mem_level: 5, level: 6, ..Default::default() };
-            Box::new(DeflateState { stream: Deflate::new_with_config(config), output: [0; OUTPUT_BYTES] })
+                DeflateConfig { window_bits: -i32::from(window_bits), mem_level: 5, level: 6, ..Default::default() };
+            Box::new(DeflateState { stream: Deflate::new_with_config(config), window_bits, output: [0; OUTPUT_BYTES] })
         })))
     }
 
@@ -197,7 +208,7 @@ impl Default for Deflater {
 
 impl Drop for Deflater {
     fn drop(&mut self) {
-        let Some(mut state) = self.0.take() else { return };
+        let Some(mut state) = self.0.take().filter(|state| state.window_bits == WINDOW_BITS) else { return };
         state.stream.reset();
         give_back(&DEFLATERS, state);
     }
@@ -315,6 +326,22 @@ mod tests {
         drop(inflater);
         // And the one that comes from the pool next begins anew.
         assert_eq!(inflate(&HELLO), Ok(b"Hello".to_vec()));
+    }
+
+    #[test]
+    fn a_small_window_is_kept_to() {
+        // Numbers that come again after 700, 1,600 and 3,600 bytes: what a window does not reach is not referred to.
+        for (window_bits, period) in [(9, 700), (10, 1600), (11, 3600)] {
+            let plain = (0..period / 4).flat_map(u32::to_be_bytes).collect::<Vec<_>>().repeat(20);
+            let deflated = |window_bits| {
+                let mut bytes = Vec::new();
+                Deflater::with_window_bits(window_bits).feed(&plain, true, &mut bytes);
+                bytes
+            };
+            let (kept_to, reached) = (deflated(window_bits), deflated(window_bits + 1));
+            assert!(kept_to.len() > 2 * reached.len(), "{} and {} bytes", kept_to.len(), reached.len());
+            assert!(inflate(&kept_to).as_ref() == Ok(&plain));
+        }
     }
 
     proptest! {

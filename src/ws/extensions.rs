@@ -8,6 +8,7 @@ use std::fmt;
 
 use http::header::{HeaderMap, SEC_WEBSOCKET_EXTENSIONS};
 
+use super::deflate::MIN_WINDOW_BITS;
 use super::handshake::{is_token, list};
 
 /// The name of the extension. RFC 7692 §7.
@@ -154,16 +155,17 @@ pub fn answer(offers: &[Parameters], headers: &HeaderMap) -> Result<Option<Param
 }
 
 /// Chooses an offer for the gateway to accept in the server's role: it compresses each message by itself, with a window
-/// of `window_bits`, and asks the client to compress each message by itself. `None` when no offer allows it.
+/// of at most `window_bits`, and asks the client to compress each message by itself. `None` when no offer allows it.
 ///
 /// # RFC
 /// RFC 7692 §5.1 and §7.1.
 pub fn accept(offers: &[Parameters], window_bits: u8) -> Option<Parameters> {
-    let offer = offers.iter().find(|offer| offer.server_max_window_bits.is_none_or(|bits| bits >= window_bits))?;
+    let possible = |bits: u8| bits >= MIN_WINDOW_BITS;
+    let offer = offers.iter().find(|offer| offer.server_max_window_bits.is_none_or(possible))?;
     Some(Parameters {
         server_no_context_takeover: true,
         client_no_context_takeover: true,
-        server_max_window_bits: offer.server_max_window_bits.map(|_| window_bits),
+        server_max_window_bits: offer.server_max_window_bits.map(|bits| bits.min(window_bits)),
         client_max_window_bits: None,
     })
 }
@@ -361,12 +363,16 @@ mod tests {
     }
 
     #[test]
-    fn accepts_an_offer_whose_window_is_large_enough() {
-        let chosen = |line| accept(&offers(&headers(&[line])).unwrap(), 12).map(|answer| answer.to_string());
+    fn accepts_the_first_offer_whose_window_is_possible() {
+        let chosen = |line: &str| accept(&offers(&headers(&[line])).unwrap(), 12).map(|answer| answer.to_string());
         let both = "permessage-deflate; server_no_context_takeover; client_no_context_takeover";
         assert_eq!(chosen("permessage-deflate; client_max_window_bits").as_deref(), Some(both));
-        assert_eq!(chosen("permessage-deflate; server_max_window_bits=11"), None);
-        let fallback = "permessage-deflate; server_max_window_bits=9, permessage-deflate; server_max_window_bits=15";
+        for (offered, bits) in [(9, 9), (11, 11), (12, 12), (15, 12)] {
+            let offer = format!("permessage-deflate; server_max_window_bits={offered}");
+            assert_eq!(chosen(&offer), Some(format!("{both}; server_max_window_bits={bits}")));
+        }
+        assert_eq!(chosen("permessage-deflate; server_max_window_bits=8"), None);
+        let fallback = "permessage-deflate; server_max_window_bits=8, permessage-deflate; server_max_window_bits=15";
         assert_eq!(chosen(fallback), Some(format!("{both}; server_max_window_bits=12")));
         assert_eq!(chosen("foo"), None);
     }

@@ -1,6 +1,7 @@
 //! The frame header: parsed from a peer's bytes, and written for the control frames that we originate. RFC 6455 §5.2.
 
 use super::error::ProtocolError;
+use super::mask;
 
 /// The most bytes that a frame header has: two, eight of extended length, four of masking key.
 pub const MAX_HEADER_BYTES: usize = 14;
@@ -111,7 +112,8 @@ pub fn parse(input: &[u8], sender: Sender, rsv1_allowed: bool) -> Result<Option<
         return Err(ProtocolError::FragmentedControl);
     }
 
-    let Some(&second) = input.get(1) else { return Ok(None) };
+    let [_, second, rest @ ..] = input else { return Ok(None) };
+    let second = *second;
     match (sender, second & 0x80 != 0) {
         (Sender::Client, false) => return Err(ProtocolError::Unmasked),
         (Sender::Server, true) => return Err(ProtocolError::Masked),
@@ -122,7 +124,6 @@ pub fn parse(input: &[u8], sender: Sender, rsv1_allowed: bool) -> Result<Option<
         return Err(ProtocolError::ControlTooLong);
     }
 
-    let rest = &input[2..];
     let (payload_bytes, length_bytes) = match short {
         126 => match rest.first_chunk::<2>() {
             Some(bytes) => (u64::from(u16::from_be_bytes(*bytes)), 2),
@@ -145,7 +146,7 @@ pub fn parse(input: &[u8], sender: Sender, rsv1_allowed: bool) -> Result<Option<
 
     let (mask, mask_bytes) = match sender {
         Sender::Server => (None, 0),
-        Sender::Client => match rest[length_bytes..].first_chunk::<4>() {
+        Sender::Client => match rest.get(length_bytes..).and_then(|rest| rest.first_chunk::<4>()) {
             Some(key) => (Some(*key), 4),
             None => return Ok(None),
         },
@@ -153,12 +154,35 @@ pub fn parse(input: &[u8], sender: Sender, rsv1_allowed: bool) -> Result<Option<
     Ok(Some((FrameHeader { fin, rsv1, opcode, mask, payload_bytes }, 2 + length_bytes + mask_bytes)))
 }
 
-/// The header of a data frame of ours, at most [`MAX_HEADER_BYTES`], without a heap.
+/// Bytes that are built up without a heap. What has no room is left out; its owners leave none out.
 #[derive(Clone, Copy, Debug)]
-pub struct DataHeader {
-    bytes: [u8; MAX_HEADER_BYTES],
+struct Built<const N: usize> {
+    bytes: [u8; N],
     len: u8,
 }
+
+impl<const N: usize> Built<N> {
+    const fn new() -> Self {
+        Self { bytes: [0; N], len: 0 }
+    }
+
+    /// Puts more behind, and returns it as it stands there.
+    fn push(&mut self, more: &[u8]) -> &mut [u8] {
+        let at = usize::from(self.len);
+        let Some(room) = self.bytes.get_mut(at..at + more.len()) else { return &mut [] };
+        room.copy_from_slice(more);
+        self.len += more.len() as u8;
+        room
+    }
+
+    fn as_bytes(&self) -> &[u8] {
+        self.bytes.get(..usize::from(self.len)).unwrap_or_default()
+    }
+}
+
+/// The header of a data frame of ours, at most [`MAX_HEADER_BYTES`], without a heap.
+#[derive(Clone, Copy, Debug)]
+pub struct DataHeader(Built<MAX_HEADER_BYTES>);
 
 impl DataHeader {
     /// Builds the header of a data frame. A frame to an upstream has a masking key.
@@ -166,45 +190,37 @@ impl DataHeader {
     /// # RFC
     /// RFC 6455 §5.2.
     pub fn new(header: &FrameHeader) -> Self {
-        let mut bytes = [0; MAX_HEADER_BYTES];
+        let mut built = Built::new();
         let first = u8::from(header.fin) << 7 | u8::from(header.rsv1) << 6 | header.opcode.bits();
         let masked = u8::from(header.mask.is_some()) << 7;
-        let len = header.payload_bytes;
-        let mut at = match (u8::try_from(len), u16::try_from(len)) {
+        match (u8::try_from(header.payload_bytes), u16::try_from(header.payload_bytes)) {
             (Ok(short @ 0..126), _) => {
-                bytes[..2].copy_from_slice(&[first, masked | short]);
-                2
+                built.push(&[first, masked | short]);
             }
             (_, Ok(medium)) => {
-                bytes[..2].copy_from_slice(&[first, masked | 126]);
-                bytes[2..4].copy_from_slice(&medium.to_be_bytes());
-                4
+                built.push(&[first, masked | 126]);
+                built.push(&medium.to_be_bytes());
             }
             _ => {
-                bytes[..2].copy_from_slice(&[first, masked | 127]);
-                bytes[2..10].copy_from_slice(&len.to_be_bytes());
-                10
+                built.push(&[first, masked | 127]);
+                built.push(&header.payload_bytes.to_be_bytes());
             }
-        };
-        if let Some(key) = header.mask {
-            bytes[at..at + 4].copy_from_slice(&key);
-            at += 4;
         }
-        Self { bytes, len: at as u8 }
+        if let Some(key) = header.mask {
+            built.push(&key);
+        }
+        Self(built)
     }
 
     /// The header as it goes onto the wire.
     pub fn as_bytes(&self) -> &[u8] {
-        &self.bytes[..usize::from(self.len)]
+        self.0.as_bytes()
     }
 }
 
 /// A whole control frame of ours, at most 131 bytes, without a heap.
 #[derive(Clone, Copy, Debug)]
-pub struct ControlFrame {
-    bytes: [u8; MAX_CONTROL_FRAME_BYTES],
-    len: u8,
-}
+pub struct ControlFrame(Built<MAX_CONTROL_FRAME_BYTES>);
 
 impl ControlFrame {
     /// Builds a control frame; what is over 125 bytes of `payload` is cut off.
@@ -215,26 +231,25 @@ impl ControlFrame {
     /// RFC 6455 §5.3 and §5.5.
     pub fn new(opcode: Opcode, payload: &[u8], mask: Option<[u8; 4]>) -> Self {
         debug_assert!(opcode.is_control());
-        let payload = &payload[..payload.len().min(MAX_CONTROL_PAYLOAD_BYTES)];
-        let mut bytes = [0; MAX_CONTROL_FRAME_BYTES];
-        bytes[0] = 0x80 | opcode.bits();
-        bytes[1] = payload.len() as u8;
-        let mut at = 2;
-        if let Some(key) = mask {
-            bytes[1] |= 0x80;
-            bytes[at..at + 4].copy_from_slice(&key);
-            at += 4;
+        let payload = payload.get(..MAX_CONTROL_PAYLOAD_BYTES).unwrap_or(payload);
+        let mut built = Built::new();
+        let masked = u8::from(mask.is_some()) << 7;
+        built.push(&[0x80 | opcode.bits(), masked | payload.len() as u8]);
+        match mask {
+            Some(key) => {
+                built.push(&key);
+                mask::apply(built.push(payload), key, 0);
+            }
+            None => {
+                built.push(payload);
+            }
         }
-        bytes[at..at + payload.len()].copy_from_slice(payload);
-        if let Some(key) = mask {
-            super::mask::apply(&mut bytes[at..at + payload.len()], key, 0);
-        }
-        Self { bytes, len: (at + payload.len()) as u8 }
+        Self(built)
     }
 
     /// The frame as it goes on the wire.
     pub fn as_bytes(&self) -> &[u8] {
-        &self.bytes[..usize::from(self.len)]
+        self.0.as_bytes()
     }
 }
 

@@ -2,9 +2,14 @@
 
 /// Masks or unmasks `payload` in place; `offset` is the position of its first byte in the frame's payload.
 pub fn apply(payload: &mut [u8], key: [u8; 4], offset: u64) {
-    let turn = (offset % 4) as usize;
-    let key = [key[turn], key[(turn + 1) % 4], key[(turn + 2) % 4], key[(turn + 3) % 4]];
-    let wide = u64::from_ne_bytes([key[0], key[1], key[2], key[3], key[0], key[1], key[2], key[3]]);
+    let [a, b, c, d] = match offset % 4 {
+        0 => key,
+        1 => [key[1], key[2], key[3], key[0]],
+        2 => [key[2], key[3], key[0], key[1]],
+        _ => [key[3], key[0], key[1], key[2]],
+    };
+    let key = [a, b, c, d];
+    let wide = u64::from_ne_bytes([a, b, c, d, a, b, c, d]);
     let (words, rest) = payload.as_chunks_mut::<8>();
     for word in words {
         *word = (u64::from_ne_bytes(*word) ^ wide).to_ne_bytes();

@@ -25,9 +25,12 @@ impl Utf8Check {
         while self.partial_len > 0 {
             let Some((&next, rest)) = bytes.split_first() else { return Ok(()) };
             let len = usize::from(self.partial_len);
-            self.partial[len] = next;
+            let Some(partial) = self.partial.get_mut(..=len) else { return Err(ProtocolError::InvalidUtf8) };
+            if let Some(last) = partial.last_mut() {
+                *last = next;
+            }
             bytes = rest;
-            match std::str::from_utf8(&self.partial[..=len]) {
+            match std::str::from_utf8(partial) {
                 Ok(_) => self.partial_len = 0,
                 // `None` says that the bytes are the start of a character; four bytes are never only a start.
                 Err(error) if error.error_len().is_none() => self.partial_len += 1,
@@ -37,9 +40,13 @@ impl Utf8Check {
         match simdutf8::compat::from_utf8(bytes) {
             Ok(_) => Ok(()),
             Err(error) if error.error_len().is_none() => {
-                let tail = &bytes[error.valid_up_to()..];
-                self.partial[..tail.len()].copy_from_slice(tail);
-                self.partial_len = tail.len() as u8;
+                // At most three bytes: a whole character would be valid, or be no start of one.
+                let tail = bytes.get(error.valid_up_to()..).unwrap_or_default();
+                self.partial_len = 0;
+                for (kept, byte) in self.partial.iter_mut().zip(tail) {
+                    *kept = *byte;
+                    self.partial_len += 1;
+                }
                 Ok(())
             }
             Err(_) => Err(ProtocolError::InvalidUtf8),
@@ -54,7 +61,7 @@ impl Utf8Check {
         let mut block = [0; BLOCK_BYTES];
         let mut at = offset;
         for piece in bytes.chunks(BLOCK_BYTES) {
-            let plain = &mut block[..piece.len()];
+            let (plain, _) = block.split_at_mut(piece.len());
             plain.copy_from_slice(piece);
             mask::apply(plain, key, at);
             self.feed(plain)?;

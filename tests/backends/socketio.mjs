@@ -1,6 +1,6 @@
 // A Socket.IO server with both transports, as its guide has it.
 //
-//   node socketio.mjs [PORT]
+//   node socketio.mjs [PORT]        PERMESSAGE_DEFLATE=1 compresses what it sends over WebSockets, from a byte on
 //
 // The event `echo` comes back as it is, in an acknowledgement when one is asked for; the event `transport` answers with
 // the transport in use, and `port` with the server's own. GET / is plain HTTP; GET /port answers the port; GET /seen lists
@@ -24,7 +24,8 @@ const server = http.createServer((request, response) => {
   }
 });
 
-new Server(server).on("connection", (socket) => {
+const perMessageDeflate = process.env.PERMESSAGE_DEFLATE === "1" && { threshold: 0 };
+new Server(server, { perMessageDeflate }).on("connection", (socket) => {
   const connection = { transport: socket.conn.transport.name, echoes: 0, ended: null };
   connections.push(connection);
   socket.conn.on("upgrade", (transport) => (connection.transport = transport.name));

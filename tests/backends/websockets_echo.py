@@ -7,7 +7,8 @@ WebSocket, by path: anything else echoes text and binary verbatim
   /flood?bytes=N                 sends one binary message of N bytes, then echoes
   /headers                       sends the request's headers as a JSON text: [[name, value], ...]
   /silent                        sends nothing, ever
-Plain HTTP: GET /plain, and GET /seen: every session so far, as JSON.
+Plain HTTP: GET /plain, and GET /seen: every session so far, as JSON, with the extensions that it was offered and those
+that it answered. It accepts permessage-deflate where it is offered.
 """
 
 import asyncio
@@ -46,6 +47,8 @@ async def session(connection):
     seen = {
         "path": connection.request.path,
         "protocol": connection.subprotocol,
+        "offered": connection.request.headers.get("sec-websocket-extensions", ""),
+        "answered": connection.response.headers.get("sec-websocket-extensions", ""),
         "messages": 0,
         "bytes": 0,
         "open": True,

@@ -11,7 +11,8 @@
 //   /ping?payload=x                sends a ping, then echoes
 //   /silent                        sends nothing, ever
 //   /refuse?status=401             answers the upgrade with plain HTTP
-// Plain HTTP: GET /plain, POST /plain (echoes the body), GET /healthz, and GET /seen: every session so far, as JSON.
+// Plain HTTP: GET /plain, POST /plain (echoes the body), GET /healthz, and GET /seen: every session so far, as JSON, with
+// the extensions that it was offered and those that it answered.
 
 import http from "node:http";
 import { WebSocketServer } from "ws";
@@ -49,6 +50,12 @@ const options = {
 };
 const endpoint = new WebSocketServer(options);
 const endpointWithoutPongs = new WebSocketServer({ ...options, autoPong: false });
+for (const each of [endpoint, endpointWithoutPongs]) {
+  each.on("headers", (lines, request) => {
+    const line = lines.find((line) => line.startsWith("Sec-WebSocket-Extensions: "));
+    request.answered = line?.slice("Sec-WebSocket-Extensions: ".length) ?? "";
+  });
+}
 
 server.on("upgrade", (request, socket, head) => {
   const url = new URL(request.url, "http://backend");
@@ -69,7 +76,8 @@ function serve(peer, { pathname, searchParams }, request) {
   const session = {
     path: request.url,
     protocol: peer.protocol,
-    extensions: peer.extensions,
+    offered: request.headers["sec-websocket-extensions"] ?? "",
+    answered: request.answered,
     messages: 0,
     bytes: 0,
     pings: 0,

@@ -2,19 +2,13 @@
 
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
-import { mkdtemp, rm } from "node:fs/promises";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
 import { after, before, test } from "node:test";
-import { fileURLToPath } from "node:url";
-import { chromium } from "playwright-core";
-import { firstLine } from "../support.mjs";
+import { firstLine, SLUICEGATE } from "../support.mjs";
+import { openChromium } from "./chromium.mjs";
 
-const SLUICEGATE = process.env.SLUICEGATE ?? fileURLToPath(new URL("../../target/debug/sluicegate", import.meta.url));
-const CHROMIUM = process.env.CHROMIUM ?? "/usr/bin/chromium";
 const URL_PRINTED = /\bhttp:\/\/[^\s"']+/;
 
-let demo, exited, url, profile, browser, page;
+let demo, exited, url, chromium, page;
 const faults = [];
 
 before(async () => {
@@ -26,26 +20,16 @@ before(async () => {
   exited.catch(() => {});
   [url] = URL_PRINTED.exec(await firstLine(demo, (line) => URL_PRINTED.test(line)));
 
-  profile = await mkdtemp(join(tmpdir(), "sluicegate-demo-"));
-  browser = await chromium.launchPersistentContext(profile, {
-    executablePath: CHROMIUM,
-    headless: true,
-    chromiumSandbox: false,
-    viewport: { width: 1200, height: 800 },
-    args: ["--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-      "--disable-component-update", "--disable-sync"],
-  });
-  browser.setDefaultTimeout(15_000);
-  page = browser.pages()[0];
+  chromium = await openChromium();
+  page = chromium.page;
   page.on("pageerror", (error) => faults.push(String(error)));
   await page.goto(url);
   await reads("#events-state", /^live/);
 });
 
 after(async () => {
-  await browser?.close();
+  await chromium?.close();
   if (demo?.exitCode === null) demo.kill("SIGINT");
-  if (profile) await rm(profile, { recursive: true, force: true });
 });
 
 /** Waits until an element's text matches, and returns the text. */

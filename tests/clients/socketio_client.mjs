@@ -1,14 +1,15 @@
 // A Socket.IO client that checks acknowledgements.
 //
-//   node socketio_client.mjs URL [TRANSPORTS [COUNT]]     TRANSPORTS: polling | websocket | polling,websocket (default)
+//   node socketio_client.mjs URL [TRANSPORTS [COUNT [LENGTH]]]
 //
-// Sends COUNT (10) values and compares each acknowledgement; with both transports it first waits for the upgrade from
-// polling to WebSocket. Prints one JSON line: connected, first and last transport, acknowledged, error. Exit code 0
+// TRANSPORTS: polling | websocket | polling,websocket (default). Sends COUNT (10) values with a text of LENGTH (0) more
+// characters each and compares each acknowledgement; with both transports it first waits for the upgrade from polling to
+// WebSocket, which offers compression. Prints one JSON line: connected, first and last transport, acknowledged, error. Exit code 0
 // when every value came back.
 
 import { io } from "socket.io-client";
 
-const [url, transports = "polling,websocket", count = "10"] = process.argv.slice(2);
+const [url, transports = "polling,websocket", count = "10", length = "0"] = process.argv.slice(2);
 const result = { connected: false, first: null, last: null, acknowledged: 0 };
 
 const socket = io(url, { transports: transports.split(","), reconnection: false, timeout: 5_000 });
@@ -23,7 +24,7 @@ socket.on("connect", async () => {
   await upgraded;
   try {
     for (let i = 0; i < Number(count); i += 1) {
-      const value = { number: i, text: "grüße", bytes: Buffer.from([0, 255, i]) };
+      const value = { number: i, text: `grüße${"x".repeat(length)}`, bytes: Buffer.from([0, 255, i]) };
       const answer = await socket.timeout(5_000).emitWithAck("echo", value);
       if (answer.number !== i || answer.text !== value.text || !value.bytes.equals(Buffer.from(answer.bytes))) {
         return finish(`acknowledgement ${i} differs: ${JSON.stringify(answer)}`);

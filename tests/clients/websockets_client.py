@@ -4,20 +4,23 @@
 
 Steps, one after another:
   {"send": "text"}  {"send_binary": N}  {"send_text": N}   a text, N bytes of binary, N bytes of text
-  {"fragments": ["a", "b"]}                                one text message in as many frames
+  {"send_records": N}  {"send_noise": N}  {"send_many": N} as ws_client.mjs sends them
+  {"echo_many": N}                                         the same N texts, each after the echo of the one before
+  {"fragments": ["a", "b"]}  {"fragments": [3, 5]}         one text message in as many frames; N is N bytes
   {"ping": "x"}                                            a ping, and waits for its pong
   {"receive": N}                                           waits until N messages more have come
   {"sleep": MS}
   {"close": [CODE, "reason"]}                              the whole closing handshake
   {"closed": true}                                         waits until the other side has closed
-Options: headers, origin, protocols, deflate (false), timeout_ms (10000, of the whole script), ping_interval (seconds; off
-by default).
+Options: headers, origin, protocols, deflate (false), digest (false), timeout_ms (10000, of the whole script),
+ping_interval (seconds; off by default).
 
 The transcript is one JSON line, with the fields that ws_client.mjs gives. Exit code 0 when the script came to its end
 or the upgrade was refused, 1 otherwise.
 """
 
 import asyncio
+import hashlib
 import json
 import sys
 
@@ -25,7 +28,24 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 
-async def run(connection, steps, transcript):
+def noise(size):
+    blocks = (hashlib.sha256(str(i).encode()).digest() for i in range(size // 32 + 1))
+    return b"".join(blocks)[:size]
+
+
+def records(count):
+    def record(i):
+        active = "true" if i % 3 == 0 else "false"
+        return f'{{"id":{i},"name":"user {i * 7919 % 1000}","greeting":"grüße","active":{active}}}'
+
+    return f"[{','.join(record(i) for i in range(count))}]"
+
+
+def many(count):
+    return [f'{{"event":"tick","number":{i}}}' for i in range(count)]
+
+
+async def run(connection, steps, transcript, digest):
     for step in steps:
         [(name, value)] = step.items()
         if name == "send":
@@ -35,13 +55,24 @@ async def run(connection, steps, transcript):
         elif name == "send_text":
             await connection.send("t" * value)
         elif name == "fragments":
-            await connection.send(value)
+            await connection.send(["t" * part if isinstance(part, int) else part for part in value])
+        elif name == "send_records":
+            await connection.send(records(value))
+        elif name == "send_noise":
+            await connection.send(noise(value))
+        elif name == "send_many":
+            for text in many(value):
+                await connection.send(text)
+        elif name == "echo_many":
+            for text in many(value):
+                await connection.send(text)
+                transcript["messages"].append(described(await connection.recv(), digest))
         elif name == "ping":
             await (await connection.ping(value))
             transcript["pongs"].append(value)
         elif name == "receive":
             for _ in range(value):
-                transcript["messages"].append(described(await connection.recv()))
+                transcript["messages"].append(described(await connection.recv(), digest))
         elif name == "sleep":
             await asyncio.sleep(value / 1000)
         elif name == "close":
@@ -52,11 +83,14 @@ async def run(connection, steps, transcript):
             raise ValueError(f"unknown step {name}")
 
 
-def described(message):
-    if isinstance(message, bytes):
-        return {"type": "binary", "bytes": len(message)}
-    size = len(message.encode())
-    return {"type": "text", "bytes": size} | ({"text": message} if size <= 16_384 else {})
+def described(message, digest):
+    kind, data = ("binary", message) if isinstance(message, bytes) else ("text", message.encode())
+    described = {"type": kind, "bytes": len(data)}
+    if digest:
+        described["sha256"] = hashlib.sha256(data).hexdigest()
+    elif kind == "text" and len(data) <= 16_384:
+        described["text"] = message
+    return described
 
 
 async def main():
@@ -79,7 +113,7 @@ async def main():
             extensions = connection.response.headers.get("sec-websocket-extensions", "")
             transcript.update(opened=True, status=101, protocol=connection.subprotocol, extensions=extensions)
             try:
-                await run(connection, steps, transcript)
+                await run(connection, steps, transcript, options.get("digest"))
                 transcript["done"] = True
             finally:
                 if connection.close_code is not None:

@@ -5,6 +5,8 @@
 // Steps, one after another:
 //   {"send": "text"}  {"send_binary": N}  {"send_text": N}   a text, N bytes of binary, N bytes of text
 //   {"send_text_bytes": [255]}                               a text of these bytes, be they UTF-8 or not
+//   {"send_records": N}  {"send_noise": N}  {"send_many": N} what ../messages.mjs makes: one text, one binary, N texts
+//   {"echo_many": N}                                         the same N texts, each after the echo of the one before
 //   {"fragments": ["a", "b"]}  {"fragments": [3, 5]}         one text message in as many frames; N is N bytes
 //   {"ping": "x"}                                            a ping with a payload
 //   {"receive": N}                                           waits until N messages more have come
@@ -14,16 +16,20 @@
 //   {"close": [CODE, "reason"]}  {"close": []}               starts the closing handshake
 //   {"terminate": true}                                      ends the TCP connection
 //   {"closed": true}                                         waits until the other side has closed
-// Options: headers, origin, protocols, deflate (false), auto_pong (true), timeout_ms (10000, of the whole script), host.
+// Options: headers, origin, protocols, deflate (false; or what `ws` takes for perMessageDeflate), digest (false),
+// auto_pong (true), timeout_ms (10000, of the whole script), host.
 //
-// The transcript is one JSON line: opened, status, headers and body (of a refused upgrade), protocol, extensions,
-// messages (type, bytes, and the text when short), pings, pongs, close (code, reason), error, and done: whether the
-// script came to its end. Exit code 0 when it did or when the upgrade was refused, 1 otherwise.
+// The transcript is one JSON line: opened, status, headers and body (of a refused upgrade), protocol, extensions (as the
+// server answered them), messages (type, bytes, and the text when short, or with `digest` its SHA-256), pings, pongs,
+// close (code, reason), error, and done: whether the script came to its end. Exit code 0 when it did or when the upgrade
+// was refused, 1 otherwise.
 
 import WebSocket from "ws";
+import { many, noise, records, sha256 } from "../messages.mjs";
 
 const [url, steps = "[]", options = "{}"] = process.argv.slice(2);
-const { headers, origin, protocols = [], deflate = false, auto_pong = true, timeout_ms = 10_000, host } = JSON.parse(options);
+const { headers, origin, protocols = [], deflate = false, digest = false, auto_pong = true, timeout_ms = 10_000, host } =
+  JSON.parse(options);
 
 const transcript = { opened: false, messages: [], pings: [], pongs: [], close: null, done: false };
 const taken = { messages: 0, pings: 0, pongs: 0 };
@@ -41,7 +47,8 @@ socket.on("upgrade", (response) => {
   transcript.headers = response.headers;
 });
 socket.on("open", () => {
-  Object.assign(transcript, { opened: true, protocol: socket.protocol, extensions: socket.extensions });
+  const extensions = transcript.headers["sec-websocket-extensions"] ?? "";
+  Object.assign(transcript, { opened: true, protocol: socket.protocol, extensions });
   run().catch((error) => finish(String(error)));
 });
 socket.on("unexpected-response", async (_request, response) => {
@@ -55,7 +62,8 @@ socket.on("unexpected-response", async (_request, response) => {
 });
 socket.on("message", (data, isBinary) => {
   const message = { type: isBinary ? "binary" : "text", bytes: data.length };
-  if (!isBinary && data.length <= 16_384) message.text = data.toString();
+  if (digest) message.sha256 = sha256(data);
+  else if (!isBinary && data.length <= 16_384) message.text = data.toString();
   transcript.messages.push(message);
   wake();
 });
@@ -93,6 +101,15 @@ const actions = {
   send_binary: (bytes) => sent(Buffer.alloc(bytes, "b")),
   send_text: (bytes) => sent("t".repeat(bytes)),
   send_text_bytes: (bytes) => sent(Buffer.from(bytes), { binary: false }),
+  send_records: (count) => sent(records(count)),
+  send_noise: (bytes) => sent(noise(bytes)),
+  send_many: (count) => Promise.all(many(count).map((text) => sent(text))),
+  echo_many: async (count) => {
+    for (const text of many(count)) {
+      sent(text);
+      await arrived("messages", 1);
+    }
+  },
   fragments: async (parts) => {
     for (const [i, part] of parts.entries()) {
       await sent(typeof part === "number" ? "t".repeat(part) : part, { fin: i === parts.length - 1 });

@@ -31,8 +31,7 @@ an outcome is not the expected one of \`tests/conformance\`, or when it differs 
 below. What was on the wire in each case is in \`target/conformance\` then.
 
 OK, NON-STRICT and INFORMATIONAL conform to RFC 6455, as the suite defines them. UNIMPLEMENTED are the cases on
-compression (12 and 13), which this version refuses; \`ws\` does not offer or accept it in these runs, the direct one
-included.
+compression (12 and 13): \`ws\` does not offer or accept it in these runs, the direct one included.
 `.trim();
 
 const commit = execFileSync("git", ["rev-parse", "--short", "HEAD"], { encoding: "utf8" }).trim();

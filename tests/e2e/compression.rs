@@ -236,4 +236,26 @@ fn terminates_compression_for_a_backend_that_has_none() {
     client.close();
     let line = gateway.wait_for_log(|line| line["event"] == "session");
     assert_eq!((&line["compression"], &line["messages_in"]), (&"terminate".into(), &3.into()));
+    // Bytes are those of the client's side.
+    for direction in ["bytes_in", "bytes_out"] {
+        assert!(line[direction].as_u64().is_some_and(|bytes| bytes < text.len() as u64 / 10), "{line}");
+    }
+}
+
+#[test]
+fn a_client_that_keeps_a_small_window_is_sent_what_fits_into_it() {
+    for (offered, answered) in [(9, Some(9)), (10, Some(10)), (15, Some(12)), (8, None)] {
+        let backend = answering("");
+        let gateway = Gateway::start(&Config::to(backend.address).rule("compression: terminate"));
+        let offer = format!("permessage-deflate; server_max_window_bits={offered}");
+        let (mut client, answer) = session(&gateway, &offer);
+        let told = "permessage-deflate; server_no_context_takeover; client_no_context_takeover";
+        assert_eq!(answer, answered.map(|bits| format!("{told}; server_max_window_bits={bits}")));
+        let text = "0123456789".repeat(500);
+        client.send_frame(TEXT, &text);
+        let echo = message(&mut client);
+        assert_eq!(echo.rsv1, answered.is_some());
+        assert!(if echo.rsv1 { inflate(&echo.payload) } else { echo.payload } == text.as_bytes());
+        client.close();
+    }
 }

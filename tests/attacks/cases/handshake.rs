@@ -6,7 +6,7 @@ use super::{internal_reached, mark_reached, millis, scaled};
 use crate::bytes::{self, INTERNAL, MARK, TEXT, answer, from_client, switching, upgrade, upgrade_but};
 use crate::case::Outcome::{Answer, Close, Served};
 use crate::case::{Case, Try};
-use crate::wire::Step::{Drip, Flood, Head, Hold, Send};
+use crate::wire::Step::{Drip, Flood, Head, Hold, Send, Until};
 
 /// A sound handshake.
 fn handshake() -> Vec<u8> {
@@ -115,7 +115,8 @@ pub fn a_request_behind_the_handshake() -> Case {
     let backend = || vec![Head, Send(answer(200, "", "first")), Head, Send(secret())];
     let open = || vec![Head, Send(switching("")), Head, Send(secret())];
     let own = || vec![Head, Send(answer(200, "Connection: close\r\n", "still here"))];
-    let bystander = vec![Send(b"GET /own HTTP/1.1\r\nHost: app.example\r\n\r\n".to_vec()), Head];
+    let own_request = b"GET /own HTTP/1.1\r\nHost: app.example\r\n\r\n".to_vec();
+    let bystander = vec![Send(own_request), Head, Until(bytes::HONEST.to_vec())];
     let tries = [
         ("in one segment", backend(), vec![Send(both.clone()), Head]),
         ("in segments of one byte", backend(), vec![Drip(both.clone(), Duration::ZERO), Head]),

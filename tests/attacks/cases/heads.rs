@@ -214,8 +214,8 @@ pub fn slow_heads() -> Case {
     let head = upgrade("/", &"X: y\r\n".repeat(90));
     let clients = [
         vec![Drip(head[..20].to_vec(), Duration::from_millis(100))],
-        vec![Send(head[..60].to_vec()), Hold(behind(millis(300)))],
-        vec![Hold(behind(millis(300)))],
+        vec![Send(head[..60].to_vec()), Hold(behind(millis(1000)))],
+        vec![Hold(behind(millis(1000)))],
     ];
     let all = clients.into_iter().cycle().take(scaled(30, 300)).collect();
     Case {
@@ -227,8 +227,8 @@ pub fn slow_heads() -> Case {
         course: Course::Lasting,
         stopped_by: &[Answer(408)],
         settings: Settings {
-            listener: "head: { timeout: 300ms }",
-            nginx: Nginx::Server("client_header_timeout 1s;"),
+            listener: "head: { timeout: 1s }",
+            nginx: Nginx::Server("client_header_timeout 2s;"),
             note: "both proxies' time limits shortened",
             ..Settings::NONE
         },

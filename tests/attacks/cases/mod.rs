@@ -89,7 +89,7 @@ fn beside_somebody(what: &str, backend: Script, clients: Vec<Script>) -> Try {
     }
 }
 
-/// A time behind a limit of the gateway's; for the page, behind nginx' too, which are of a second.
+/// A time behind a limit of the gateway's; for the page, behind nginx' too, which are of two at most.
 fn behind(limit: Duration) -> Duration {
     limit + Duration::from_millis(scaled(200, 2000) as u64)
 }
