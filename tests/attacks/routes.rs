@@ -94,7 +94,7 @@ impl Drop for Program {
 pub struct Nginx {
     process: Program,
     address: SocketAddr,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
 }
 
 impl Nginx {
@@ -117,9 +117,11 @@ impl Nginx {
         let process = Program::start(Path::new(Self::PATH), |nginx| {
             nginx.arg("-c").arg(&file).arg("-p").arg(folder.path()).stderr(Stdio::null());
         });
-        let mut nginx = Self { process, address, _folder: folder };
+        let mut nginx = Self { process, address, folder };
         let deadline = Instant::now() + STARTS_WITHIN;
-        while TcpStream::connect(address).is_err() {
+        // Written when it listens. That the port takes connections says less: somebody else may have it, or a connection
+        // of our own to it may have met itself.
+        while !std::fs::read_to_string(nginx.folder.path().join("nginx.pid")).is_ok_and(|pid| pid.ends_with('\n')) {
             if nginx.process.has_ended() || Instant::now() > deadline {
                 return None;
             }

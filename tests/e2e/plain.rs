@@ -242,10 +242,14 @@ fn a_request_over_a_pooled_connection_that_ends_is_sent_anew_to_the_same_endpoin
         let requests = [&one, &two].map(Backend::requests);
         requests.map(|requests| requests.iter().filter(|request| request.head.target() == path).count())
     };
+    // A request is logged when its upstream's connection is back in the pool.
+    let pooled = |path: &str| gateway.wait_for_log(|line| line["event"] == "request" && line["path"] == path);
     assert_eq!(gateway.ask(&get("/first")).status(), 200);
+    pooled("/first");
     let of_its_own = |count: usize| seen("/first").map(|first| first * count);
     let answer = gateway.ask(&get("/second"));
     assert_eq!((answer.status(), answer.head.one("x-target")), (200, Some("/second")));
+    pooled("/second");
     assert_eq!(seen("/second"), of_its_own(2));
     // What may not be repeated is not, and no other endpoint gets it either.
     gateway.expect_refused(post("/third", "hello"), Refusal::UpstreamUnreachable);
