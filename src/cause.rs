@@ -264,6 +264,8 @@ pub enum Cause {
     ControlRate,
     /// The client left a message unfinished for `message.stall_timeout`.
     MessageStalled(Duration),
+    /// The client's message was not whole so long after its first byte: `message.timeout`.
+    MessageTimeout(Duration),
     /// The upstream broke RFC 6455.
     UpstreamProtocol(ProtocolError),
     /// The upstream sent text that is not UTF-8.
@@ -315,7 +317,7 @@ pub struct CauseRow {
 
 impl Cause {
     /// One of each, in the order of the table.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 24] = [
         Self::ClientClosed(None),
         Self::UpstreamClosed(None),
         Self::ClientGone,
@@ -329,6 +331,7 @@ impl Cause {
         Self::ByteRate,
         Self::ControlRate,
         Self::MessageStalled(Duration::ZERO),
+        Self::MessageTimeout(Duration::ZERO),
         Self::UpstreamProtocol(ProtocolError::Masked),
         Self::UpstreamInvalidUtf8,
         Self::UpstreamMessageTooBig { size_bytes: 0, limit_bytes: 0 },
@@ -373,6 +376,9 @@ impl Cause {
             }
             Self::MessageStalled(_) => {
                 client_fault("message_stalled", "message_stall", C::POLICY_VIOLATION, "message not finished in time")
+            }
+            Self::MessageTimeout(_) => {
+                client_fault("message_timeout", "message_timeout", C::POLICY_VIOLATION, "message takes too long")
             }
             Self::UpstreamProtocol(_) => {
                 upstream_fault("upstream_protocol", "protocol", C::PROTOCOL_ERROR, "upstream protocol error")
@@ -464,6 +470,7 @@ impl fmt::Display for Cause {
             }
             Self::TooManyFragments { limit } => write!(f, "message exceeds the limit of {limit} fragments"),
             Self::MessageStalled(idle) => write!(f, "no byte of an unfinished message for {idle:.1?}"),
+            Self::MessageTimeout(after) => write!(f, "message not whole {after:.1?} after its first byte"),
             Self::SlowClient { taken_bytes, pending_for } => {
                 write!(f, "took {taken_bytes} bytes while output was pending for {pending_for:.1?}")
             }

@@ -195,6 +195,7 @@ async fn run(client_acts: Vec<Act>, upstream_acts: Vec<Act>, pipe: usize, pauses
             bytes: None,
             control: None,
             stall_timeout: None,
+            timeout: None,
             utf8: true,
             upstream_max_size_bytes: None,
         },

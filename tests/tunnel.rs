@@ -39,6 +39,7 @@ fn settings() -> Settings {
             bytes: None,
             control: Some(message::Rate::per_second(20, 100)),
             stall_timeout: Some(secs(60)),
+            timeout: Some(secs(600)),
             utf8: true,
             upstream_max_size_bytes: Some(16 << 20),
         },
@@ -475,6 +476,35 @@ async fn a_message_that_is_never_finished_gets_1008() {
     }
     assert_eq!(start.elapsed().as_secs(), 60, "a pong is no byte of the message");
     assert!(matches!(tunnel.outcome().await.cause, Cause::MessageStalled(_)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_that_drips_gets_1008() {
+    let (ping, begins) = (masked(0x89, b"alive"), masked(0x01, b"begun"));
+    // A fragment, a ping and a header come a byte at a time, and so does a frame.
+    let fragments = [&begins[..], &[ping.as_slice(), &masked(0x00, b"")].concat().repeat(20)].concat();
+    for (drips, enforced) in [(masked(0x81, &[b'a'; 1000]), true), (fragments.clone(), true), (fragments, false)] {
+        let mut tunnel = open(Settings { report_only: !enforced, ..quiet() });
+        let whole = masked(0x81, b"whole");
+        tunnel.client.write_all(&[&whole[..], &drips[..1]].concat()).await.unwrap();
+        expect(&mut tunnel.upstream, &whole).await;
+        let start = tokio::time::Instant::now();
+        for byte in &drips[1..25] {
+            sleep(secs(50)).await;
+            let _ = tunnel.client.write_all(std::slice::from_ref(byte)).await;
+        }
+        if enforced {
+            expect_close(&mut tunnel.client, CloseCode::POLICY_VIOLATION).await;
+            let outcome = tunnel.ended().await;
+            assert_eq!(outcome.cause, Cause::MessageTimeout(secs(600)));
+            assert!(outcome.duration < start.elapsed());
+        } else {
+            assert!(!tunnel.session.is_finished());
+            let counted = tunnel.metrics.render();
+            let line = counted.lines().find(|line| line.contains("policy=\"message_timeout\"")).unwrap();
+            assert!(line.ends_with(" 1"), "{line}");
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]

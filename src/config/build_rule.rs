@@ -35,6 +35,7 @@ const MAX_RATIO: Count = Count(200);
 const CONTROL_RATE: Rate = Rate::per_second(20);
 const CONTROL_BURST: Count = Count(100);
 const STALL_TIMEOUT: Span = Span(Duration::from_secs(60));
+const MESSAGE_TIMEOUT: Span = Span(Duration::from_secs(600));
 const UPSTREAM_MAX_SIZE: Size = Size(16 << 20);
 const KEEPALIVE_INTERVAL: Span = Span(Duration::from_secs(25));
 const KEEPALIVE_TIMEOUT: Span = Span(Duration::from_secs(30));
@@ -297,6 +298,7 @@ fn message(raw: Option<OrOff<RawMessage>>, found: &mut Found) -> message::Settin
             bytes: None,
             control: None,
             stall_timeout: None,
+            timeout: None,
             utf8: false,
             upstream_max_size_bytes: None,
         };
@@ -320,6 +322,7 @@ fn message(raw: Option<OrOff<RawMessage>>, found: &mut Found) -> message::Settin
         bytes,
         control: control_rate(raw.control_rate),
         stall_timeout: or_default(raw.stall_timeout, STALL_TIMEOUT).map(|span| span.0),
+        timeout: or_default(raw.timeout, MESSAGE_TIMEOUT).map(|span| span.0),
         utf8: raw.utf8 != Some(RawSwitch::Off),
         upstream_max_size_bytes: or_default(raw.upstream_max_size, UPSTREAM_MAX_SIZE).map(|size| size.0),
     };

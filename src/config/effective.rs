@@ -112,6 +112,7 @@ fn rule_defaults() -> Value {
             "rate": "off",
             "control_rate": { "frames": "20/s", "burst": 100 },
             "stall_timeout": "60s",
+            "timeout": "10m",
             "utf8": "on",
             "upstream_max_size": "16MiB",
         },

@@ -203,6 +203,10 @@ pub struct RawMessage {
     /// How long a client may send no byte of a message that it has begun; over it 1008. Default 60s, 100ms to 1h, or
     /// `off`. Short cuts clients on bad links.
     pub stall_timeout: Option<OrOff<Span>>,
+    /// How long a client's message may take from its first byte to its last; over it 1008. Default 10m, 100ms to 1h, or
+    /// `off`. Short cuts large messages on slow links; `off` lets a client keep a message open for ever, a byte at a
+    /// time.
+    pub timeout: Option<OrOff<Span>>,
     /// Whether text is checked to be UTF-8, both ways; 1007. Default `on`. `off` breaks RFC 6455 for the peer behind
     /// us.
     pub utf8: Option<RawSwitch>,

@@ -64,6 +64,7 @@ fn a_file_without_rules_takes_everything_to_the_only_upstream_by_the_defaults() 
     assert_eq!((rule.message.messages, rule.message.bytes), (None, None));
     assert_eq!(rule.message.control, Some(Rate::per_second(20, 100)));
     assert_eq!(rule.message.stall_timeout, Some(seconds(60)));
+    assert_eq!(rule.message.timeout, Some(seconds(600)));
     assert!(rule.message.utf8);
     assert_eq!(rule.message.upstream_max_size_bytes, Some(16 << 20));
     let keepalive = rule.keepalive.as_ref().expect("on");
@@ -136,13 +137,14 @@ fn off_switches_leaves_and_policies_off() {
     upstream: chat
     handshake: { per_ip: off }
     connections: { per_ip: off, total: off }
-    message: { max_size: off, max_fragments: off, max_ratio: off, rate: off, control_rate: off, stall_timeout: off, utf8: off, upstream_max_size: off }
+    message: { max_size: off, max_fragments: off, max_ratio: off, rate: off, control_rate: off, stall_timeout: off, timeout: off, utf8: off, upstream_max_size: off }
     keepalive: off
     idle_timeout: off
     slow_client: off
 ",
     );
     assert!(rule.handshake_per_ip.is_none() && rule.connections_per_ip.is_none() && rule.connections_total.is_none());
+    assert!(rule.message.timeout.is_none() && rule.message.stall_timeout.is_none());
     assert!(rule.message.max_size_bytes.is_none() && rule.message.control.is_none() && !rule.message.utf8);
     assert!(rule.keepalive.is_none() && rule.slow_client.is_none() && rule.idle_timeout.is_none());
 }

@@ -28,6 +28,8 @@ pub struct Settings {
     pub control: Option<Rate>,
     /// No byte of an unfinished message of a client for so long: 1008.
     pub stall_timeout: Option<Duration>,
+    /// A message of a client is not whole so long after its first byte: 1008.
+    pub timeout: Option<Duration>,
     /// Whether text is checked to be UTF-8, in both directions: 1007.
     pub utf8: bool,
     /// The largest message of a backend, in bytes on the wire over all its fragments: 1009.
@@ -46,6 +48,7 @@ impl Settings {
             self.max_fragments.and_then(|count| range::count("max_fragments", count.into(), &(1..=1_000_000))),
             self.bytes.and_then(|bytes| range::byte_rate("rate.bytes", bytes.count)),
             self.stall_timeout.and_then(|timeout| range::span("stall_timeout", timeout, &range::millis(100, HOUR))),
+            self.timeout.and_then(|timeout| range::span("timeout", timeout, &range::millis(100, HOUR))),
             self.upstream_max_size_bytes.and_then(|bytes| range::size("upstream_max_size", bytes, &BYTES)),
         ];
         let messages = rate(["rate.messages", "rate.burst"], self.messages);
@@ -72,11 +75,35 @@ pub struct MessagePolicy {
     inflation_credit_bytes: u64,
     inflated_at: Option<Instant>,
     stall_timeout: Option<Duration>,
+    timeout: Option<Duration>,
     messages: Option<Gcra>,
     bytes: Option<Gcra>,
     control: Option<Gcra>,
     /// When the last byte of an unfinished message of the client arrived; `None` between messages.
     unfinished_since: Option<Instant>,
+    begun: Begun,
+}
+
+/// When the unfinished message of the client began.
+#[derive(Clone, Copy, Debug)]
+enum Begun {
+    /// There is none.
+    Not,
+    /// Then.
+    At(Instant),
+    /// It took too long, which was only reported.
+    Excused,
+}
+
+/// How far the client's bytes have come with a read.
+#[derive(Clone, Copy, Debug)]
+pub struct Progress {
+    /// They end inside a message or a frame.
+    pub unfinished: bool,
+    /// Some belonged to it: a pong between two fragments does not.
+    pub moved: bool,
+    /// A message ended among them, or a control frame between two messages: what is unfinished began behind it.
+    pub ended: bool,
 }
 
 impl MessagePolicy {
@@ -90,10 +117,12 @@ impl MessagePolicy {
             inflation_credit_bytes: FREE_INFLATION_BYTES,
             inflated_at: None,
             stall_timeout: settings.stall_timeout,
+            timeout: settings.timeout,
             messages: settings.messages.map(Gcra::new),
             bytes: settings.bytes.map(Gcra::new),
             control: settings.control.map(Gcra::new),
             unfinished_since: None,
+            begun: Begun::Not,
         }
     }
 
@@ -165,37 +194,68 @@ impl MessagePolicy {
         }
     }
 
-    /// Bytes of the client arrived and were scanned. `unfinished` says whether they end inside a message or a frame,
-    /// and `moved` whether any belonged to it: a pong between two fragments does not.
-    pub fn on_scanned(&mut self, unfinished: bool, moved: bool, now: Instant) {
-        self.unfinished_since = match self.unfinished_since {
-            _ if !unfinished => None,
-            Some(since) if !moved => Some(since),
-            _ => Some(now),
-        };
-    }
-
-    /// The client was not read for `paused`: the stall clock stood still meanwhile.
-    pub fn on_resumed(&mut self, paused: Duration) {
-        if let Some(since) = &mut self.unfinished_since {
-            // The pause began after the last byte, so this stays in the past.
-            *since += paused;
+    /// Bytes of the client arrived and were scanned.
+    pub fn on_scanned(&mut self, progress: Progress, now: Instant) {
+        if !progress.unfinished {
+            (self.unfinished_since, self.begun) = (None, Begun::Not);
+            return;
+        }
+        if progress.moved || self.unfinished_since.is_none() {
+            self.unfinished_since = Some(now);
+        }
+        if progress.ended || matches!(self.begun, Begun::Not) {
+            self.begun = Begun::At(now);
         }
     }
 
-    /// When [`MessagePolicy::check_stall`] may find something.
+    /// The client was not read for `paused`, up to `now`: the clocks of its message stood still meanwhile.
+    pub fn on_resumed(&mut self, paused: Duration, now: Instant) {
+        // What was read since then is not moved into the future.
+        let moved = |at: Instant| at.checked_add(paused).map_or(now, |at| at.min(now));
+        self.unfinished_since = self.unfinished_since.map(moved);
+        if let Begun::At(at) = &mut self.begun {
+            *at = moved(*at);
+        }
+    }
+
+    /// When [`MessagePolicy::check_clocks`] may find something.
     pub fn next_deadline(&self) -> Option<Instant> {
+        [self.stall_deadline(), self.deadline()].into_iter().flatten().min()
+    }
+
+    fn stall_deadline(&self) -> Option<Instant> {
         Some(self.unfinished_since? + self.stall_timeout?)
     }
 
-    /// Whether an unfinished message has stalled for too long.
+    fn deadline(&self) -> Option<Instant> {
+        match self.begun {
+            Begun::At(at) => Some(at + self.timeout?),
+            Begun::Not | Begun::Excused => None,
+        }
+    }
+
+    /// Whether an unfinished message has stalled, or takes altogether, for too long.
     ///
     /// # Errors
-    /// `MessageStalled`.
-    pub fn check_stall(&self, now: Instant) -> Result<(), Cause> {
-        match (self.unfinished_since, self.next_deadline()) {
-            (Some(since), Some(deadline)) if now >= deadline => Err(Cause::MessageStalled(now - since)),
+    /// `MessageStalled` and `MessageTimeout`.
+    pub fn check_clocks(&self, now: Instant) -> Result<(), Cause> {
+        if let (Some(since), Some(deadline)) = (self.unfinished_since, self.stall_deadline())
+            && now >= deadline
+        {
+            return Err(Cause::MessageStalled(now - since));
+        }
+        match (self.begun, self.deadline()) {
+            (Begun::At(at), Some(deadline)) if now >= deadline => Err(Cause::MessageTimeout(now - at)),
             _ => Ok(()),
+        }
+    }
+
+    /// `found` of [`MessagePolicy::check_clocks`] was only reported: a stall is looked for anew, and that this message
+    /// takes too long is not said again.
+    pub fn excuse(&mut self, found: &Cause, now: Instant) {
+        match found {
+            Cause::MessageTimeout(_) => self.begun = Begun::Excused,
+            _ => self.unfinished_since = Some(now),
         }
     }
 }
@@ -214,6 +274,7 @@ mod tests {
             bytes: Some(Rate::per_second(10, 20)),
             control: Some(Rate::per_second(1, 1)),
             stall_timeout: Some(Duration::from_secs(60)),
+            timeout: Some(Duration::from_secs(600)),
             utf8: true,
             upstream_max_size_bytes: Some(1000),
         }
@@ -276,21 +337,75 @@ mod tests {
         assert_eq!(bombs(&mut policy, now), 100_000);
     }
 
+    /// What a read was that left a message unfinished.
+    const MORE: Progress = Progress { unfinished: true, moved: true, ended: false };
+
     #[test]
     fn closes_a_stalled_message_and_stands_still_while_not_reading() {
         let mut policy = MessagePolicy::new(&settings());
         let start = Instant::now();
         let after = |secs| start + Duration::from_secs(secs);
         assert_eq!(policy.next_deadline(), None);
-        policy.on_scanned(true, true, start);
-        policy.on_scanned(true, false, after(30));
+        policy.on_scanned(MORE, start);
+        policy.on_scanned(Progress { moved: false, ..MORE }, after(30));
         assert_eq!(policy.next_deadline(), Some(after(60)));
-        assert_eq!(policy.check_stall(after(59)), Ok(()));
-        assert_eq!(policy.check_stall(after(60)), Err(Cause::MessageStalled(Duration::from_secs(60))));
-        policy.on_resumed(Duration::from_secs(30));
-        assert_eq!(policy.check_stall(after(89)), Ok(()));
-        assert!(policy.check_stall(after(90)).is_err());
-        policy.on_scanned(false, true, after(91));
+        assert_eq!(policy.check_clocks(after(59)), Ok(()));
+        assert_eq!(policy.check_clocks(after(60)), Err(Cause::MessageStalled(Duration::from_secs(60))));
+        policy.on_resumed(Duration::from_secs(30), after(60));
+        assert_eq!(policy.check_clocks(after(89)), Ok(()));
+        assert!(policy.check_clocks(after(90)).is_err());
+        policy.on_scanned(Progress { unfinished: false, ..MORE }, after(91));
         assert_eq!(policy.next_deadline(), None);
+        // What was read in the moment in which reading went on is not stalled later than from then on.
+        policy.on_scanned(MORE, after(100));
+        policy.on_resumed(Duration::from_secs(30), after(100));
+        assert_eq!(policy.next_deadline(), Some(after(160)));
+    }
+
+    #[test]
+    fn closes_a_message_that_takes_too_long_from_its_first_byte() {
+        let mut policy = MessagePolicy::new(&settings());
+        let start = Instant::now();
+        let after = |secs| start + Duration::from_secs(secs);
+        let drip = |policy: &mut MessagePolicy, from: u64, to: u64| {
+            for at in (from..to).step_by(50) {
+                policy.on_scanned(MORE, after(at));
+                assert_eq!(policy.check_clocks(after(at)), Ok(()), "at {at} s");
+            }
+        };
+        drip(&mut policy, 0, 600);
+        assert_eq!(policy.next_deadline(), Some(after(600)));
+        assert_eq!(policy.check_clocks(after(600)), Err(Cause::MessageTimeout(Duration::from_secs(600))));
+        // Neither a control frame nor the end of a fragment begins it anew; the end of the message does.
+        policy.on_scanned(Progress { moved: false, ..MORE }, after(600));
+        assert!(policy.check_clocks(after(600)).is_err());
+        policy.on_scanned(Progress { ended: true, ..MORE }, after(600));
+        drip(&mut policy, 650, 1200);
+        // The time in which the client was not read does not count.
+        policy.on_resumed(Duration::from_secs(40), after(1190));
+        assert_eq!(policy.check_clocks(after(1239)), Ok(()));
+        assert_eq!(policy.check_clocks(after(1240)), Err(Cause::MessageTimeout(Duration::from_secs(600))));
+        let mut policy = MessagePolicy::new(&Settings { timeout: None, ..settings() });
+        drip(&mut policy, 0, 36_000);
+    }
+
+    #[test]
+    fn a_message_that_is_excused_is_not_found_twice() {
+        let mut policy = MessagePolicy::new(&settings());
+        let start = Instant::now();
+        let after = |secs| start + Duration::from_secs(secs);
+        policy.on_scanned(MORE, start);
+        let stalled = policy.check_clocks(after(600)).unwrap_err();
+        assert!(matches!(stalled, Cause::MessageStalled(_)));
+        policy.excuse(&stalled, after(600));
+        let late = policy.check_clocks(after(600)).unwrap_err();
+        assert!(matches!(late, Cause::MessageTimeout(_)));
+        policy.excuse(&late, after(600));
+        assert_eq!(policy.next_deadline(), Some(after(660)));
+        policy.on_scanned(MORE, after(650));
+        assert_eq!(policy.next_deadline(), Some(after(710)));
+        policy.on_scanned(Progress { ended: true, ..MORE }, after(700));
+        policy.on_scanned(MORE, after(1290));
+        assert_eq!(policy.next_deadline(), Some(after(1300)));
     }
 }

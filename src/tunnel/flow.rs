@@ -11,6 +11,7 @@ use super::recode::FrameBuffer;
 use super::side::{HELD_BYTES, READ_BYTES, Side};
 use crate::cause::Cause;
 use crate::events::{self, Event};
+use crate::policy::message::Progress;
 use crate::ws::close::{CloseCode, parse_close};
 use crate::ws::error::ProtocolError;
 use crate::ws::header::{FrameHeader, Opcode, Sender};
@@ -108,7 +109,7 @@ fn forward<A: Wire, B: Wire>(
 ) {
     // `run..at` passed the scan and is not forwarded yet; `frame_at` is where the frame in progress begins, if here.
     let (mut run, mut at, mut frame_at) = (0, 0, None);
-    let (mut saw_data, mut measured) = (false, false);
+    let (mut saw_data, mut measured, mut ended) = (false, false, false);
     let mut between_frames = from.scanner.at_frame_boundary();
     if from.recode.is_some() {
         frame.start();
@@ -159,6 +160,7 @@ fn forward<A: Wire, B: Wire>(
                 at += len;
                 if ends_message {
                     measured |= core.on_message(from.role, &message);
+                    ended = true;
                 }
             }
             Ok(Step::Payload { len, inflated, ends_message }) => {
@@ -182,9 +184,11 @@ fn forward<A: Wire, B: Wire>(
                 saw_data = true;
                 if let Some(message) = ends_message {
                     measured |= core.on_message(from.role, &message);
+                    ended = true;
                 }
             }
             Ok(Step::Control { header, header_len }) => {
+                ended |= from.scanner.at_message_boundary();
                 let end = at + header_len + header.payload_bytes as usize;
                 match judge_control(from, core, endpoint_answers, &header, &input[at + header_len..end], now) {
                     Err(cause) => break Err(cause),
@@ -240,7 +244,7 @@ fn forward<A: Wire, B: Wire>(
             if from.role == Sender::Client {
                 let begun = at < input.len();
                 let unfinished = begun || !from.scanner.at_message_boundary();
-                core.message.on_scanned(unfinished, saw_data || begun, now);
+                core.message.on_scanned(Progress { unfinished, moved: saw_data || begun, ended }, now);
             }
         }
     }

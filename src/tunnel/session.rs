@@ -165,7 +165,7 @@ impl<C: Wire, U: Wire> Session<C, U> {
         if !self.upstream.out.is_empty() {
             self.client_unread_since.get_or_insert(now);
         } else if let Some(since) = self.client_unread_since.take() {
-            self.core.message.on_resumed(now - since);
+            self.core.message.on_resumed(now - since, now);
         }
         if self.client.out.is_empty() {
             self.slow_mark = None;
@@ -192,11 +192,11 @@ impl<C: Wire, U: Wire> Session<C, U> {
             return;
         }
         if self.client_unread_since.is_none()
-            && let Err(stalled) = self.core.message.check_stall(now)
+            && let Err(late) = self.core.message.check_clocks(now)
         {
-            match self.core.judge(Err(stalled)) {
-                Err(stalled) => self.core.end(stalled, now),
-                Ok(()) => self.core.message.on_scanned(true, true, now),
+            match self.core.judge(Err(late)) {
+                Err(late) => self.core.end(late, now),
+                Ok(()) => self.core.message.excuse(&late, now),
             }
         }
         if let Some(limit) = self.core.settings.idle_timeout

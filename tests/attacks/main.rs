@@ -112,6 +112,7 @@ cases! {
         clients_that_do_not_read,
         a_client_that_is_dead,
         a_message_that_is_not_finished,
+        a_message_that_is_dripped,
     }
 }
 

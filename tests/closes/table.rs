@@ -265,6 +265,28 @@ pub fn message_stalled() {
     }
 }
 
+pub fn message_timeout() {
+    let upstream = Upstream::bind();
+    let gateway = Gateway::start(upstream.address(), &["message: { timeout: 500ms, max_fragments: off }"]);
+    let (mut client, mut backend) = upstream.open(&gateway);
+    client.send_frame(TEXT, b"a message in time");
+    backend.expect(TEXT, b"a message in time");
+    client.send_frame(BEGIN_TEXT, b"begun");
+    backend.expect(BEGIN_TEXT, b"begun");
+    // Each byte comes before the next one goes, until the end comes in its place.
+    let last = loop {
+        client.send_frame(CONTINUE, b".");
+        match backend.receive() {
+            Some(Frame { first: CONTINUE, .. }) => {}
+            last => break last.expect("a frame, not the end"),
+        }
+    };
+    assert_eq!((last.first, &last.payload[..2]), (CLOSE, &1001u16.to_be_bytes()[..]));
+    client.expect_close_and_end(1008);
+    drop(backend);
+    gateway.assert_end(ours("message_timeout", "message_timeout", 1008));
+}
+
 // ---- the upstream's violations --------------------------------------------------------------------------------------
 
 fn upstream_breaks(rule: &[&str], bad: impl Fn(&Peer) -> Vec<u8>, to_upstream: u16, end: End) {

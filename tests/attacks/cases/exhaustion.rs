@@ -6,7 +6,7 @@ use crate::bytes::{
 };
 use crate::case::Outcome::{Close, Cut};
 use crate::case::{Case, Course, Measure, Nginx, Seen, Settings};
-use crate::wire::Step::{Flood, Head, Hold, Send, StopReading};
+use crate::wire::Step::{Drip, Flood, Head, Hold, Send, StopReading};
 
 pub fn a_flood_of_empty_fragments() -> Case {
     let begin = [(TEXT_BEGIN, "text"), (BINARY_BEGIN, "binary")];
@@ -177,6 +177,38 @@ pub fn a_message_that_is_not_finished() -> Case {
         settings: Settings {
             rule: &["message: { stall_timeout: 400ms }"],
             note: "time limits shortened; nginx has one for all silence, of 1 h",
+            ..Settings::NONE
+        },
+        ..Case::BASE
+    }
+}
+
+pub fn a_message_that_is_dripped() -> Case {
+    let fragments = [from_client(TEXT_BEGIN, b"a"), from_client(MORE, b"a").repeat(100)].concat();
+    let with_pings = [from_client(TEXT_BEGIN, b"a"), from_client(PING, b"alive").repeat(100)].concat();
+    let dripped = [
+        ("a frame", from_client(TEXT, &[b'a'; 1000])),
+        ("fragments", fragments),
+        ("pings inside a message", with_pings),
+        ("a ping", from_client(PING, &[b'a'; 125])),
+    ];
+    let tries = dripped.map(|(what, bytes)| {
+        // Longer than the limit, and shorter than all of it.
+        let bytes = bytes[..scaled(32, 120)].to_vec();
+        let client = vec![Send(upgrade("/", "")), Head, Drip(bytes, millis(25))];
+        beside_somebody(what, listens(), vec![client; scaled(3, 30)])
+    });
+    Case {
+        name: "Messages that are dripped",
+        attack: "sends a byte of a message or a ping whenever a limit for silence has nearly passed",
+        harm: "the session is still there long behind every limit, with what the backend keeps of it",
+        tries: tries.into(),
+        shows: Seen::someone_is_still_there,
+        course: Course::Lasting,
+        stopped_by: &[Close(1008), Cut],
+        settings: Settings {
+            rule: &["message: { timeout: 400ms }"],
+            note: "time limit shortened; nginx has none for a message",
             ..Settings::NONE
         },
         ..Case::BASE
