@@ -4,8 +4,10 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use sluicegate::cause::Cause;
 use sluicegate::metrics::Metrics;
 use sluicegate::policy::{keepalive, message, slow_client};
@@ -15,7 +17,7 @@ use sluicegate::tunnel::{Compression, Settings};
 use sluicegate::ws::close::CloseCode;
 use sluicegate::ws::error::ProtocolError;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, unconstrained};
 use tokio::time::{sleep, timeout};
 
 const PIPE_BYTES: usize = 64 << 10;
@@ -892,4 +894,65 @@ async fn a_cut_ends_at_once() {
     tunnel.control.give(Order::Cut);
     let outcome = tunnel.ended().await;
     assert_eq!((outcome.cause, start.elapsed().as_secs()), (Cause::DrainCut, 0));
+}
+
+/// What each poll of a session passes to the upstream, in bytes, of what the client has `sent` before the first.
+async fn passed_by_each_poll(sent: &[u8], compression: Compression) -> Vec<usize> {
+    let (mut client, client_far) = tokio::io::duplex(1 << 22);
+    let (mut upstream, upstream_far) = tokio::io::duplex(1 << 22);
+    let mut settings = quiet();
+    (settings.message.control, settings.message.max_ratio, settings.message.max_size_bytes) = (None, None, None);
+    let session = Session::new(Opening {
+        client: client_far,
+        upstream: upstream_far,
+        upstream_preread: Vec::new(),
+        compression,
+        settings: Arc::new(settings),
+        metrics: Metrics::new().rule("test"),
+        control: Arc::default(),
+        endpoint_answers: Arc::default(),
+    });
+    let mut session = std::pin::pin!(session);
+    client.write_all(sent).await.unwrap();
+    upstream.write_all(&plain(0x81, b"the other way")).await.unwrap();
+    let mut passed = Vec::new();
+    let mut came = Vec::with_capacity(sent.len() + 1);
+    while came.len() < sent.len() {
+        let polled = std::future::poll_fn(|cx| Poll::Ready(session.as_mut().poll(cx))).await;
+        assert!(polled.is_pending());
+        let before = came.len();
+        while let Some(read) = upstream.read_buf(&mut came).now_or_never() {
+            read.unwrap();
+        }
+        passed.push(came.len() - before);
+        if passed.len() == 1 {
+            // A flood of one side leaves the other its turn.
+            expect(&mut client, &plain(0x81, b"the other way")).now_or_never().expect("it came with the first poll");
+        }
+        // What a session that has more to do waits for.
+        tokio::task::yield_now().await;
+    }
+    assert!(came == sent);
+    passed
+}
+
+#[tokio::test]
+async fn a_poll_ends_after_so_much_work_whatever_it_consists_of() {
+    let nothing = [0x03, 0x00].repeat(8 << 10);
+    let loads = [
+        ("messages of a byte", masked(0x81, b"x"), 4200 * 7),
+        ("pings", masked(0x89, b""), 2200 * 6),
+        ("compressed nothing", masked(0xc1, &nothing), 16 << 10),
+        ("messages of 64 KiB", masked(0x82, &[1; 64 << 10]), 512 << 10),
+    ];
+    for (what, frame, most) in loads {
+        let sent = frame.repeat((2 << 20) / frame.len());
+        let compression = if frame[0] & 0x40 == 0 { Compression::Off } else { Compression::Passthrough };
+        let passed = unconstrained(passed_by_each_poll(&sent, compression)).await;
+        let largest = passed.iter().copied().max().unwrap();
+        assert!(largest <= most, "{what}: {largest} bytes in one poll");
+        // And it does something in each, so that a flood is as cheap as it can be.
+        let usual = passed[passed.len() / 2];
+        assert!(usual * 4 > most, "{what}: {usual} bytes in a poll");
+    }
 }

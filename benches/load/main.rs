@@ -6,6 +6,7 @@
 //! whose title has it, and no others.
 
 mod compression;
+mod fair;
 mod plain;
 mod proxy;
 mod wire;
@@ -22,6 +23,9 @@ async fn main() -> Result<()> {
     }
     if "compression".contains(&wanted) {
         compression::measure(backend).await?;
+    }
+    if "fair".contains(&wanted) {
+        fair::measure(backend).await?;
     }
     if "worst".contains(&wanted) {
         worst::measure(backend).await?;

@@ -1,5 +1,6 @@
 //! A proxy under test: a process that is started and ended here, and what the kernel says of it.
 
+use std::ffi::OsStr;
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
@@ -34,6 +35,11 @@ impl Proxy {
 
     /// The gateway, with `defaults` for its only rule.
     pub fn sluicegate(name: &'static str, backend: SocketAddr, defaults: &str) -> Result<Self> {
+        Self::sluicegate_at(env!("CARGO_BIN_EXE_sluicegate").as_ref(), name, backend, defaults)
+    }
+
+    /// Another build of the gateway, to be measured in the same run.
+    pub fn sluicegate_at(program: &OsStr, name: &'static str, backend: SocketAddr, defaults: &str) -> Result<Self> {
         let address = free_address()?;
         let files = tempfile::tempdir()?;
         let file = files.path().join("sluicegate.yaml");
@@ -47,11 +53,7 @@ shutdown: {{ drain: 1s, spread: 0s }}
 "
         );
         std::fs::write(&file, configuration)?;
-        let child = Command::new(env!("CARGO_BIN_EXE_sluicegate"))
-            .args(["run", "-c"])
-            .arg(&file)
-            .stderr(Stdio::null())
-            .spawn()?;
+        let child = Command::new(program).args(["run", "-c"]).arg(&file).stderr(Stdio::null()).spawn()?;
         let pids = vec![child.id()];
         wait_for(address)?;
         Ok(Self { name, child: Some(child), pids, address, _files: Some(files) })

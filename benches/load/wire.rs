@@ -14,6 +14,7 @@ pub const FIN: u8 = 0x80;
 pub const RSV1: u8 = 0x40;
 pub const TEXT: u8 = 1;
 pub const BINARY: u8 = 2;
+pub const PING: u8 = 9;
 
 /// Room for a read.
 const READ_BYTES: usize = 32 << 10;
@@ -138,6 +139,7 @@ async fn read_head(stream: &mut TcpStream) -> std::io::Result<String> {
 ///
 /// - `/echo` sends each message back in one frame;
 /// - `/sink` sends back only what is binary and not compressed;
+/// - `/drop` takes what comes and looks at nothing;
 /// - `/begin` sends the first fragment of a message for each message, and no more of it.
 pub async fn start_backend() -> Result<SocketAddr> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
@@ -163,6 +165,10 @@ async fn serve(mut stream: TcpStream) -> Result<()> {
          Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n"
     );
     stream.write_all(accept.as_bytes()).await?;
+    if head.starts_with("GET /drop ") {
+        tokio::io::copy(&mut stream, &mut tokio::io::sink()).await?;
+        return Ok(());
+    }
     let mut socket = Socket { stream, peer: Sender::Client, buffer: Vec::new(), at: 0 };
     if head.starts_with("GET /echo ") {
         let mut echoes = Vec::new();

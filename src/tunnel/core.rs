@@ -8,6 +8,7 @@ use super::closing::Ending;
 use super::recode::FrameBuffer;
 use super::side::Side;
 use super::stats::{Direction, Stats};
+use super::work::Work;
 use super::{Settings, Wire};
 use crate::cause::Cause;
 use crate::events::Event;
@@ -29,8 +30,8 @@ pub(super) struct Core {
     pub(super) ordered: Option<(Cause, Instant)>,
     /// Policies that would have closed the session, and have said so.
     pub(super) reported: Vec<&'static str>,
-    /// What was inflated since the session was woken, in bytes.
-    pub(super) inflated_bytes: u64,
+    /// What was done since the session was woken.
+    pub(super) work: Work,
 }
 
 impl Core {
@@ -92,6 +93,9 @@ impl Core {
     /// Makes a frame of what became of the message of `from` that is recoded, and with `last` ends it.
     pub(super) fn recode<A: Wire>(&mut self, from: &mut Side<A>, frame: &mut FrameBuffer, last: bool) {
         let Some(recode) = from.recode.as_mut().filter(|recode| recode.is_active()) else { return };
+        if from.role == Sender::Server {
+            self.work.on_deflated(frame.plain_bytes());
+        }
         let made = recode.frame(last, frame);
         if from.role == Sender::Server {
             self.direction(from.role).on_bytes(made);
@@ -116,6 +120,7 @@ impl Core {
 
     pub(super) fn on_header(&mut self, from: Sender, message: &Message, now: Instant) -> Result<(), Cause> {
         self.last_active = now;
+        self.work.on_frame();
         let verdict = match from {
             Sender::Client => self.message.on_frame(message, now),
             Sender::Server => self.message.on_upstream_frame(message),
@@ -131,12 +136,13 @@ impl Core {
         now: Instant,
     ) -> Result<(), Cause> {
         self.last_active = now;
+        self.work.on_bytes(len);
         if from == Sender::Server {
             return Ok(());
         }
         let mut plain = len;
         if let Some(inflated) = inflated {
-            self.inflated_bytes += inflated.bytes;
+            self.work.on_inflated(len, inflated.bytes);
             plain = plain.max(usize::try_from(inflated.bytes).unwrap_or(usize::MAX));
             let verdict = self.message.on_inflated(len, inflated, now);
             self.judge(verdict)?;

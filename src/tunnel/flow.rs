@@ -9,6 +9,7 @@ use super::Wire;
 use super::core::Core;
 use super::recode::FrameBuffer;
 use super::side::{HELD_BYTES, READ_BYTES, Side};
+use super::work::Work;
 use crate::cause::Cause;
 use crate::events::{self, Event};
 use crate::policy::message::Progress;
@@ -44,7 +45,7 @@ enum Stop {
     NeedMore,
     /// Nothing more of this direction is forwarded.
     Ended,
-    /// What came of the input so far has to be taken first.
+    /// What came of the input so far has to be taken first, or others have to have the core first.
     Full,
 }
 
@@ -55,7 +56,7 @@ enum Fate {
     Close(Option<CloseCode>),
 }
 
-/// Reads once from `from`, and writes what may pass to `to`. Returns whether anything was read.
+/// Reads once from `from`, and writes what may pass to `to`. Returns whether there may be more to read.
 pub(super) fn pump<A: Wire, B: Wire>(
     from: &mut Side<A>,
     to: &mut Side<B>,
@@ -71,13 +72,18 @@ pub(super) fn pump<A: Wire, B: Wire>(
     if !discard && !to.out.is_empty() {
         return false;
     }
+    if core.work.poll_is_used_up() {
+        return true;
+    }
     SCRATCH.with_borrow_mut(|Scratch { input, frame }| match from.poll_read(input, now, cx) {
         Poll::Pending => false,
         Poll::Ready(Ok(Some(input))) if discard => {
-            look_for_close(from, input);
+            core.work.start_read();
+            look_for_close(from, input, &mut core.work);
             true
         }
         Poll::Ready(Ok(Some(input))) => {
+            core.work.start_read();
             forward(from, to, core, endpoint_answers, input, frame, now, cx);
             true
         }
@@ -127,7 +133,7 @@ fn forward<A: Wire, B: Wire>(
             core.end(cause, now);
             break Ok(Stop::Ended);
         }
-        if from.recode.is_some() && at > 0 && !to.out.is_empty() {
+        if core.work.read_is_used_up() || (from.recode.is_some() && at > 0 && !to.out.is_empty()) {
             break Ok(Stop::Full);
         }
         let step = match &from.recode {
@@ -194,6 +200,7 @@ fn forward<A: Wire, B: Wire>(
                     Err(cause) => break Err(cause),
                     Ok(Fate::Forward) => at = end,
                     Ok(Fate::Swallow) => {
+                        core.work.on_write();
                         core.pass_recoded(from.role, to, frame, &input[run..at], now, cx);
                         (run, at) = (end, end);
                     }
@@ -259,6 +266,7 @@ fn judge_control<S: Wire>(
     payload: &[u8],
     now: Instant,
 ) -> Result<Fate, Cause> {
+    core.work.on_control_frame();
     let mut plain = [0; 125];
     let plain = &mut plain[..payload.len()];
     plain.copy_from_slice(payload);
@@ -307,10 +315,14 @@ fn on_pong<S: Wire>(from: &mut Side<S>, core: &mut Core, endpoint_answers: &Atom
 }
 
 /// After the end was originated a side's bytes are dropped; only its Close frame still means something.
-fn look_for_close<S: Wire>(from: &mut Side<S>, input: &[u8]) {
+fn look_for_close<S: Wire>(from: &mut Side<S>, input: &[u8], work: &mut Work) {
     let mut at = 0;
     from.scanner.ignore_content();
     while !from.end.close_received && !from.end.unreadable {
+        if work.read_is_used_up() {
+            return from.put_back(&input[at..]);
+        }
+        work.on_frame();
         match from.scanner.next(&input[at..]) {
             Err(_) => from.end.unreadable = true,
             Ok(Step::NeedMore) => {

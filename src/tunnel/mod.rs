@@ -1,7 +1,8 @@
 //! What runs between the 101 and the end of a session: two byte streams, and the frames that pass between them.
 //!
-//! [`session`] is the one loop, `flow` what it does with the bytes of one side, [`closing`] is how a session ends, [`outbox`] is what a socket has not taken yet,
-//! [`registry`] knows the live sessions and can ask them to end, and [`sys`] asks the kernel.
+//! [`session`] is the one loop, `flow` what it does with the bytes of one side, `work` how much of it at once,
+//! [`closing`] is how a session ends, [`outbox`] is what a socket has not taken yet, [`registry`] knows the live sessions
+//! and can ask them to end, and [`sys`] asks the kernel.
 
 use std::os::fd::{AsRawFd, RawFd};
 use std::time::Duration;
@@ -21,6 +22,7 @@ pub mod session;
 mod side;
 pub mod stats;
 pub mod sys;
+mod work;
 
 /// A byte stream that a session runs on.
 pub trait Wire: AsyncRead + AsyncWrite + Unpin + Send {

@@ -50,6 +50,11 @@ impl FrameBuffer {
         self.plain.extend_from_slice(payload);
     }
 
+    /// How much payload was taken for the next frame.
+    pub(super) fn plain_bytes(&self) -> usize {
+        self.plain.len().saturating_sub(MAX_HEADER_BYTES)
+    }
+
     /// Whether the payload has to become a frame before more of its message is taken.
     pub(super) fn is_full(&self) -> bool {
         self.plain.len() >= FRAGMENT_BYTES

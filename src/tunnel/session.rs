@@ -5,7 +5,7 @@
 //! costs one read, one header parse and one write, and a queue is never longer than one read.
 
 use std::future::Future;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
@@ -19,6 +19,7 @@ use super::flow::{between_messages, pump};
 use super::registry::{Control, Order};
 use super::side::Side;
 use super::stats::Stats;
+use super::work::Work;
 use super::{Compression, Settings, Wire};
 use crate::cause::Cause;
 use crate::metrics::{RuleMetrics, SlowClientMark};
@@ -27,12 +28,6 @@ use crate::policy::message::MessagePolicy;
 use crate::policy::slow_client::{self, SlowClient};
 use crate::ws::close::CloseCode;
 use crate::ws::header::Sender;
-
-/// A session gives its core to others after so many turns, in each of which it reads at most once from each side.
-const TURNS_PER_POLL: usize = 8;
-
-/// And after a turn in which so much was inflated, in bytes.
-const INFLATED_BYTES_PER_POLL: u64 = 256 << 10;
 
 /// When no policy has a deadline the timer is set this far ahead.
 const NO_DEADLINE: Duration = Duration::from_secs(24 * 3600);
@@ -120,7 +115,7 @@ impl<C: Wire, U: Wire> Session<C, U> {
                 ending: None,
                 ordered: None,
                 reported: Vec::new(),
-                inflated_bytes: 0,
+                work: Work::default(),
             },
             control,
             endpoint_answers,
@@ -134,11 +129,11 @@ impl<C: Wire, U: Wire> Session<C, U> {
         }
     }
 
-    /// Moves what can be moved without waiting. Returns whether there may be more.
+    /// Moves what can be moved without waiting, as far as its work goes. Returns whether there may be more.
     fn transfer(&mut self, now: Instant, cx: &mut Context<'_>) -> bool {
         let Self { client, upstream, core, endpoint_answers, .. } = self;
-        core.inflated_bytes = 0;
-        for _ in 0..TURNS_PER_POLL {
+        core.work.start_poll();
+        while !core.work.poll_is_used_up() {
             let drained = client.drain(now, cx) | upstream.drain(now, cx);
             let inbound = pump(client, upstream, core, endpoint_answers, now, cx);
             let outbound = pump(upstream, client, core, endpoint_answers, now, cx);
@@ -148,9 +143,6 @@ impl<C: Wire, U: Wire> Session<C, U> {
             core.note_the_dead(client, upstream, now);
             if !(drained || inbound || outbound) {
                 return false;
-            }
-            if core.inflated_bytes >= INFLATED_BYTES_PER_POLL {
-                break;
             }
         }
         true
@@ -310,7 +302,7 @@ impl<C: Wire, U: Wire> Future for Session<C, U> {
         this.listening = true;
         // An end that has just begun changes what is read of whom.
         if more || this.core.ending.is_some() != was_ending {
-            cx.waker().wake_by_ref();
+            yield_core(cx);
         }
         Poll::Pending
     }
@@ -365,6 +357,14 @@ fn keep_alive<S: Wire>(side: &mut Side<S>, now: Instant, cx: &mut Context<'_>) -
         }
         KeepaliveStep::Expired(silent) => Some(silent),
     }
+}
+
+/// Asks to be polled again when every session that is ready now, or that the kernel says is, had its turn.
+///
+/// A task that wakes itself goes to the end of its worker's queue, but the kernel is asked for ready sockets only once in
+/// 61 polls of the worker while that queue is not empty. A task that yields in this way is woken behind that question.
+fn yield_core(cx: &mut Context<'_>) {
+    let _ = pin!(tokio::task::yield_now()).poll(cx);
 }
 
 /// Tokio's clock, so that a test can pass the time.
