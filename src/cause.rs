@@ -251,6 +251,8 @@ pub enum Cause {
         /// What is allowed.
         limit: u32,
     },
+    /// The client's compressed messages consist of more blocks than their size and time let pass.
+    DeflateBlocks,
     /// The client's message has more fragments than `message.max_fragments`.
     TooManyFragments {
         /// What is allowed.
@@ -317,7 +319,7 @@ pub struct CauseRow {
 
 impl Cause {
     /// One of each, in the order of the table.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::ClientClosed(None),
         Self::UpstreamClosed(None),
         Self::ClientGone,
@@ -326,6 +328,7 @@ impl Cause {
         Self::ClientInvalidUtf8,
         Self::MessageTooBig { size_bytes: 0, limit_bytes: 0 },
         Self::InflationRatio { limit: 0 },
+        Self::DeflateBlocks,
         Self::TooManyFragments { limit: 0 },
         Self::MessageRate,
         Self::ByteRate,
@@ -365,6 +368,9 @@ impl Cause {
             }
             Self::InflationRatio { .. } => {
                 client_fault("inflation_ratio", "inflation_ratio", C::MESSAGE_TOO_BIG, "message inflates too much")
+            }
+            Self::DeflateBlocks => {
+                client_fault("deflate_blocks", "inflation_ratio", C::POLICY_VIOLATION, "too many compressed blocks")
             }
             Self::TooManyFragments { .. } => {
                 client_fault("too_many_fragments", "message_fragments", C::POLICY_VIOLATION, "too many fragments")

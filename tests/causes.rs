@@ -135,7 +135,7 @@ every!(refusal_variant, REFUSAL_VARIANTS, Refusal:
 );
 
 every!(cause_variant, CAUSE_VARIANTS, Cause:
-    ClientClosed UpstreamClosed ClientGone UpstreamGone ClientProtocol ClientInvalidUtf8 MessageTooBig InflationRatio
+    ClientClosed UpstreamClosed ClientGone UpstreamGone ClientProtocol ClientInvalidUtf8 MessageTooBig InflationRatio DeflateBlocks
     TooManyFragments
     MessageRate ByteRate ControlRate MessageStalled MessageTimeout UpstreamProtocol UpstreamInvalidUtf8 UpstreamMessageTooBig
     SlowClient ClientSilent UpstreamSilent IdleTimeout Drain Operator DrainCut

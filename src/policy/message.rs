@@ -64,6 +64,16 @@ pub const FREE_INFLATION_BYTES: u64 = 16 << 20;
 /// And on average, in bytes per second: some milliseconds of a core.
 pub const FREE_INFLATION_BYTES_PER_SECOND: u64 = 4 << 20;
 
+/// What a block counts for, in compressed bytes on the wire: its Huffman tables take about as long as these.
+pub const BLOCK_BYTES: u64 = 64;
+
+/// How many blocks a session may send at once beyond one in [`BLOCK_BYTES`]: a message that is flushed behind each byte
+/// has two for each.
+pub const FREE_BLOCKS: u64 = 64 << 10;
+
+/// And on average, in a second: a hundredth of a core.
+pub const FREE_BLOCKS_PER_SECOND: u64 = 16 << 10;
+
 /// The message policies of one session: it sees the client's frames and says which are too much.
 #[derive(Debug)]
 pub struct MessagePolicy {
@@ -73,6 +83,8 @@ pub struct MessagePolicy {
     max_ratio: Option<u32>,
     /// What may be inflated before the ratio is too high, in bytes: it grows with the bytes on the wire and with time.
     inflation_credit_bytes: u64,
+    /// What blocks may count for before there are too many, in bytes on the wire.
+    block_credit_bytes: u64,
     inflated_at: Option<Instant>,
     stall_timeout: Option<Duration>,
     timeout: Option<Duration>,
@@ -115,6 +127,7 @@ impl MessagePolicy {
             max_fragments: settings.max_fragments.unwrap_or(u32::MAX),
             max_ratio: settings.max_ratio,
             inflation_credit_bytes: FREE_INFLATION_BYTES,
+            block_credit_bytes: FREE_BLOCKS * BLOCK_BYTES,
             inflated_at: None,
             stall_timeout: settings.stall_timeout,
             timeout: settings.timeout,
@@ -157,15 +170,26 @@ impl MessagePolicy {
     /// The ratio is that of the session, so that many small messages are judged as one large message is.
     ///
     /// # Errors
-    /// `MessageTooBig` and `InflationRatio`.
+    /// `MessageTooBig`, `InflationRatio` and `DeflateBlocks`.
     pub fn on_inflated(&mut self, wire_bytes: usize, inflated: &Inflated, now: Instant) -> Result<(), Cause> {
         if inflated.message_bytes > self.max_size_bytes {
             return Err(Cause::MessageTooBig { size_bytes: inflated.message_bytes, limit_bytes: self.max_size_bytes });
         }
         let Some(limit) = self.max_ratio else { return Ok(()) };
         let since = self.inflated_at.replace(now).map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
-        let free = u64::try_from(since.as_micros()).unwrap_or(u64::MAX).saturating_mul(FREE_INFLATION_BYTES_PER_SECOND);
-        let earned = (wire_bytes as u64).saturating_mul(limit.into()).saturating_add(free / 1_000_000);
+        let micros = u64::try_from(since.as_micros()).unwrap_or(u64::MAX);
+        let free = |per_second: u64| micros.saturating_mul(per_second) / 1_000_000;
+        let wire_bytes = wire_bytes as u64;
+
+        let earned = wire_bytes.saturating_add(free(FREE_BLOCKS_PER_SECOND * BLOCK_BYTES));
+        let credit_bytes = self.block_credit_bytes.saturating_add(earned);
+        let spent = u64::from(inflated.blocks) * BLOCK_BYTES;
+        self.block_credit_bytes = credit_bytes.saturating_sub(spent).min(FREE_BLOCKS * BLOCK_BYTES);
+        if spent > credit_bytes {
+            return Err(Cause::DeflateBlocks);
+        }
+
+        let earned = wire_bytes.saturating_mul(limit.into()).saturating_add(free(FREE_INFLATION_BYTES_PER_SECOND));
         let credit_bytes = self.inflation_credit_bytes.saturating_add(earned);
         self.inflation_credit_bytes = credit_bytes.saturating_sub(inflated.bytes).min(FREE_INFLATION_BYTES);
         if inflated.bytes > credit_bytes { Err(Cause::InflationRatio { limit }) } else { Ok(()) }
@@ -315,7 +339,7 @@ mod tests {
         let unlimited = Settings { max_size_bytes: Some(4 << 20), ..settings() };
         let mut policy = MessagePolicy::new(&unlimited);
         let now = Instant::now();
-        let inflated = |bytes, message_bytes| Inflated { bytes, message_bytes };
+        let inflated = |bytes, message_bytes| Inflated { bytes, message_bytes, blocks: 0 };
         let too_big = Cause::MessageTooBig { size_bytes: (4 << 20) + 1, limit_bytes: 4 << 20 };
         assert_eq!(policy.on_inflated(512, &inflated(1, (4 << 20) + 1), now), Err(too_big));
         // Each message is far below the limit, and inflates a thousandfold.
@@ -335,6 +359,29 @@ mod tests {
         assert_eq!(policy.on_inflated(1, &inflated(11, 11), later), refused);
         let mut policy = MessagePolicy::new(&Settings { max_ratio: None, ..unlimited });
         assert_eq!(bombs(&mut policy, now), 100_000);
+    }
+
+    #[test]
+    fn refuses_more_blocks_than_their_bytes_and_time_earn() {
+        let mut policy = MessagePolicy::new(&Settings { max_size_bytes: None, ..settings() });
+        let now = Instant::now();
+        let blocks = |blocks| Inflated { bytes: 10, message_bytes: 10, blocks };
+        let passed = |policy: &mut MessagePolicy, wire_bytes, now| {
+            (0..1_000_000).take_while(|_| policy.on_inflated(wire_bytes, &blocks(1), now).is_ok()).count() as u64
+        };
+        // The shortest block with tables of its own has 13 bytes.
+        let at_once = FREE_BLOCKS * BLOCK_BYTES / (BLOCK_BYTES - 13);
+        assert!(passed(&mut policy, 13, now).abs_diff(at_once) <= 1);
+        assert_eq!(policy.on_inflated(13, &blocks(1), now), Err(Cause::DeflateBlocks));
+        let later = now + Duration::from_secs(1);
+        let a_second = FREE_BLOCKS_PER_SECOND * BLOCK_BYTES / (BLOCK_BYTES - 13);
+        assert!(passed(&mut policy, 13, later).abs_diff(a_second) <= 1);
+        // What is compressed as usual passes at any rate, and earns the credit again.
+        assert_eq!(passed(&mut policy, 64, later), 1_000_000);
+        assert_eq!(passed(&mut policy, 512, later), 1_000_000);
+        assert_eq!(policy.on_inflated(13, &blocks(FREE_BLOCKS as u32), later), Ok(()));
+        let mut policy = MessagePolicy::new(&Settings { max_size_bytes: None, max_ratio: None, ..settings() });
+        assert_eq!(passed(&mut policy, 1, now), 1_000_000);
     }
 
     /// What a read was that left a message unfinished.

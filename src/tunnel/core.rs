@@ -142,7 +142,7 @@ impl Core {
         }
         let mut plain = len;
         if let Some(inflated) = inflated {
-            self.work.on_inflated(len, inflated.bytes);
+            self.work.on_inflated(len, inflated);
             plain = plain.max(usize::try_from(inflated.bytes).unwrap_or(usize::MAX));
             let verdict = self.message.on_inflated(len, inflated, now);
             self.judge(verdict)?;

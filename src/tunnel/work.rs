@@ -4,6 +4,8 @@
 //! A unit is what takes about a nanosecond on a core of today. The figures are rounded up from what
 //! `cargo bench --bench load -- worst` measures: they need not be exact, only in proportion.
 
+use crate::ws::scan::Inflated;
+
 /// What one poll of a session may do: so long others wait for its core.
 pub(super) const POLL_UNITS: u32 = 250_000;
 
@@ -17,13 +19,16 @@ const PER_READ: u32 = 6_000;
 const PER_WRITE: u32 = 4_000;
 
 /// A frame: its header, its end, and what is counted of it.
-const PER_FRAME: u32 = 60;
+const PER_FRAME: u32 = 70;
 
 /// A ping or a pong, which is unmasked to be looked at, and which its receiver may have to answer.
 const PER_CONTROL_FRAME: u32 = 120;
 
-/// A byte of a compressed message on the wire, at its worst: blocks that hold nothing but their Huffman tables.
-const PER_COMPRESSED_BYTE: u32 = 40;
+/// A byte of a compressed message on the wire.
+const PER_COMPRESSED_BYTE: u32 = 8;
+
+/// A block of a compressed message: its Huffman tables.
+const PER_BLOCK: u32 = 700;
 
 /// A byte that is deflated for a client.
 const PER_DEFLATED_BYTE: u32 = 8;
@@ -67,10 +72,11 @@ impl Work {
     }
 
     /// Payload that was inflated.
-    pub(super) fn on_inflated(&mut self, wire_bytes: usize, plain_bytes: u64) {
+    pub(super) fn on_inflated(&mut self, wire_bytes: usize, inflated: &Inflated) {
         let wire = u32::try_from(wire_bytes).unwrap_or(u32::MAX);
-        self.add(wire.saturating_mul(PER_COMPRESSED_BYTE));
-        self.add(u32::try_from(plain_bytes / 3).unwrap_or(u32::MAX));
+        self.add(wire.saturating_mul(PER_COMPRESSED_BYTE).saturating_add(PER_FRAME));
+        self.add(inflated.blocks.saturating_mul(PER_BLOCK));
+        self.add(u32::try_from(inflated.bytes / 3).unwrap_or(u32::MAX));
     }
 
     pub(super) fn on_deflated(&mut self, plain_bytes: usize) {
@@ -122,7 +128,8 @@ mod tests {
     fn no_number_overflows() {
         let mut work = Work::default();
         for _ in 0..3 {
-            work.on_inflated(usize::MAX, u64::MAX);
+            let blocks = u32::MAX;
+            work.on_inflated(usize::MAX, &Inflated { bytes: u64::MAX, message_bytes: u64::MAX, blocks });
             work.on_bytes(usize::MAX);
             work.on_deflated(usize::MAX);
             work.start_read();

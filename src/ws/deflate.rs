@@ -74,19 +74,24 @@ impl Inflater {
         })))
     }
 
-    /// Inflates the next bytes of the message, and hands what they become to `sink` piece by piece.
+    /// Inflates the next bytes of the message, hands what they become to `sink` piece by piece, and returns how many
+    /// blocks they touch.
     ///
-    /// `compressed` of n bytes become at most n * [`MAX_RATIO`]: the caller bounds the work by the length.
+    /// `compressed` of n bytes become at most n * [`MAX_RATIO`], and each block may bring Huffman tables that take as
+    /// long to make as hundreds of bytes to inflate: the caller bounds the work by both. The first block of a message
+    /// is not counted if it brings none.
     ///
     /// # Errors
     /// `InvalidDeflate`, and those of `sink`.
     ///
     /// # RFC
     /// RFC 7692 §7.2.2. A block that says it is the last one is followed by the start of another stream, §7.2.3.4.
-    pub fn feed(&mut self, compressed: &[u8], sink: &mut Sink<'_>) -> Result<(), ProtocolError> {
-        let Some(state) = &mut self.0 else { return Ok(()) };
+    pub fn feed(&mut self, compressed: &[u8], sink: &mut Sink<'_>) -> Result<u32, ProtocolError> {
+        let Some(state) = &mut self.0 else { return Ok(0) };
+        // A block begins with one bit for whether it is the last, and two for its type. RFC 1951 §3.2.3.
+        let free = state.untouched && compressed.first().is_some_and(|first| first & 0b110 != 0b100);
         state.untouched &= compressed.is_empty();
-        state.feed(compressed, sink)
+        Ok(state.feed(compressed, sink)?.saturating_sub(free.into()))
     }
 
     /// Ends the message.
@@ -98,6 +103,10 @@ impl Inflater {
     /// RFC 7692 §7.2.2: the four bytes that the sender has left out are put back.
     pub fn finish(mut self, sink: &mut Sink<'_>) -> Result<(), ProtocolError> {
         let Some(state) = &mut self.0 else { return Ok(()) };
+        // That a block was the last shows when it is gone on from.
+        if !state.untouched {
+            state.feed(&[], sink)?;
+        }
         // A message of no byte is taken as an empty one, and a last block as the end of a message; some senders do so.
         if state.untouched || state.ended {
             return Ok(());
@@ -105,6 +114,7 @@ impl Inflater {
         state.feed(&TAIL, sink)?;
         // Only where a block may begin do these bytes end the stream.
         state.feed(&END, sink)?;
+        state.feed(&[], sink)?;
         if state.ended { Ok(()) } else { Err(ProtocolError::InvalidDeflate) }
     }
 }
@@ -113,19 +123,20 @@ impl Inflater {
 pub type Sink<'a> = dyn FnMut(&[u8]) -> Result<(), ProtocolError> + 'a;
 
 impl InflateState {
-    fn feed(&mut self, mut compressed: &[u8], sink: &mut Sink<'_>) -> Result<(), ProtocolError> {
+    fn feed(&mut self, mut compressed: &[u8], sink: &mut Sink<'_>) -> Result<u32, ProtocolError> {
+        let (mut blocks, mut full, mut stuck) = (0, false, false);
         loop {
             if std::mem::take(&mut self.ended) {
                 if compressed.is_empty() {
                     self.ended = true;
-                    return Ok(());
+                    return Ok(blocks);
                 }
                 self.stream.reset(false);
             }
             let (before_in, before_out) = (self.stream.total_in(), self.stream.total_out());
             let status = self
                 .stream
-                .decompress(compressed, &mut self.output, InflateFlush::NoFlush)
+                .decompress(compressed, &mut self.output, InflateFlush::Block)
                 .map_err(|_| ProtocolError::InvalidDeflate)?;
             let taken = (self.stream.total_in() - before_in) as usize;
             let made = (self.stream.total_out() - before_out) as usize;
@@ -133,11 +144,21 @@ impl InflateState {
             if made > 0 {
                 sink(self.output.get(..made).unwrap_or_default())?;
             }
+            // It stops behind each block, so this is no less than the blocks. Going on where room ran out is none.
+            blocks += u32::from(taken > 0 && !full);
+            full = made == OUTPUT_BYTES;
             match status {
                 Status::StreamEnd => self.ended = true,
-                // Room is left, so all that the input says is out.
-                Status::Ok | Status::BufError if made < OUTPUT_BYTES => return Ok(()),
-                Status::Ok | Status::BufError => {}
+                // More of what the input says may be to come out.
+                Status::Ok | Status::BufError if full => {}
+                Status::Ok | Status::BufError if compressed.is_empty() => return Ok(blocks),
+                // The end of a block may be in bits that it has taken already, but not of two in a row.
+                Status::Ok | Status::BufError => {
+                    let moved = taken > 0 || made > 0;
+                    if std::mem::replace(&mut stuck, !moved) && !moved {
+                        return Err(ProtocolError::InvalidDeflate);
+                    }
+                }
             }
         }
     }
@@ -308,6 +329,22 @@ mod tests {
         assert_eq!(inflate(b"\xff\xff\xff"), Err(ProtocolError::InvalidDeflate));
         // A stored block of 10 bytes that has none.
         assert_eq!(inflate(&[0x00, 0x0a, 0x00, 0xf5, 0xff]), Err(ProtocolError::InvalidDeflate));
+    }
+
+    #[test]
+    fn counts_blocks_however_they_arrive() {
+        let blocks_in = |message: &[u8], piece: usize| {
+            let mut inflater = Inflater::new();
+            message.chunks(piece).map(|piece| inflater.feed(piece, &mut |_| Ok(())).unwrap()).sum::<u32>()
+        };
+        // The start of the block whose rest the sender leaves out is one, where it has a byte of its own.
+        assert!(blocks_in(&HELLO, usize::MAX) <= 1);
+        assert!(blocks_in(&deflate(&[7; 100_000]), usize::MAX) <= 3);
+        let nothing = [0x03, 0x00].repeat(1000);
+        for piece in [1, 2, 3, 64, 512, 2000] {
+            assert!(blocks_in(&nothing, piece) >= 999, "in pieces of {piece}");
+        }
+        assert!(blocks_in(&nothing, 512) <= 1004);
     }
 
     #[test]

@@ -59,6 +59,8 @@ pub struct Inflated {
     pub bytes: u64,
     /// What the message became so far, in bytes.
     pub message_bytes: u64,
+    /// How many of its blocks they touch. [`Inflater::feed`].
+    pub blocks: u32,
 }
 
 /// What is done about compressed messages of a sender.
@@ -264,7 +266,7 @@ impl Scanner {
         }
         self.judge_inflated(sink, |inflater, sink| match inflater {
             Some(inflater) => inflater.feed(plain, sink),
-            None => Ok(()),
+            None => Ok(0),
         })
     }
 
@@ -272,14 +274,14 @@ impl Scanner {
     fn judge_inflated(
         &mut self,
         sink: &mut dyn FnMut(&[u8]),
-        work: impl FnOnce(&mut Option<Inflater>, &mut Sink<'_>) -> Result<(), ProtocolError>,
+        work: impl FnOnce(&mut Option<Inflater>, &mut Sink<'_>) -> Result<u32, ProtocolError>,
     ) -> Result<Inflated, ProtocolError> {
         let Self { inflater, utf8, message: Some(message), check_text, .. } = self else {
-            return Ok(Inflated { bytes: 0, message_bytes: 0 });
+            return Ok(Inflated { bytes: 0, message_bytes: 0, blocks: 0 });
         };
         let text = *check_text && message.kind == MessageType::Text;
         let mut bytes = 0;
-        work(inflater, &mut |plain| {
+        let blocks = work(inflater, &mut |plain| {
             bytes += plain.len() as u64;
             if text {
                 utf8.feed(plain)?;
@@ -288,7 +290,7 @@ impl Scanner {
             Ok(())
         })?;
         message.inflated_bytes += bytes;
-        Ok(Inflated { bytes, message_bytes: message.inflated_bytes })
+        Ok(Inflated { bytes, message_bytes: message.inflated_bytes, blocks })
     }
 
     fn end_frame(&mut self, sink: &mut dyn FnMut(&[u8])) -> Result<Option<Message>, ProtocolError> {
@@ -297,8 +299,8 @@ impl Scanner {
         }
         if self.inflater.is_some() {
             self.judge_inflated(sink, |inflater, sink| match inflater.take() {
-                Some(inflater) => inflater.finish(sink),
-                None => Ok(()),
+                Some(inflater) => inflater.finish(sink).map(|()| 0),
+                None => Ok(0),
             })?;
             // Nothing is pending where no text was checked.
             self.utf8.finish()?;

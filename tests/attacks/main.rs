@@ -98,6 +98,7 @@ cases! {
     compression {
         compression_bombs,
         small_bombs_one_after_another,
+        compressed_nothing,
         references_to_an_earlier_message,
         what_hides_in_compressed_payload,
         malformed_offers_of_compression,

@@ -213,6 +213,19 @@ pub fn inflation_ratio() {
     gateway.assert_end(ours("inflation_ratio", "inflation_ratio", 1009));
 }
 
+pub fn deflate_blocks() {
+    let upstream = Upstream::bind();
+    let gateway = Gateway::start(upstream.address(), &["compression: terminate"]);
+    let (mut client, mut backend) = upstream.open_offering(&gateway, "permessage-deflate");
+    // A quarter of a million blocks a message, each the last, and a message of a byte behind them.
+    let nothing = [[0x03, 0x00].repeat(1 << 18), vec![0x00]].concat();
+    client.send(&client.frame(BINARY | 0x40, &nothing).repeat(2));
+    backend.expect_close_and_end(1001);
+    client.expect_close_and_end(1008);
+    drop((client, backend));
+    gateway.assert_end(ours("deflate_blocks", "inflation_ratio", 1008));
+}
+
 pub fn too_many_fragments() {
     let good = [(BEGIN_TEXT, b"a".to_vec()), (CONTINUE, b"b".to_vec())];
     let end = ours("too_many_fragments", "message_fragments", 1008);

@@ -46,7 +46,7 @@ fn inflate(payload: &[u8]) -> Vec<u8> {
         Ok(())
     };
     let mut inflater = Inflater::new();
-    inflater.feed(payload, &mut sink).and_then(|()| inflater.finish(&mut sink)).expect("it is compressed");
+    inflater.feed(payload, &mut sink).and_then(|_| inflater.finish(&mut sink)).expect("it is compressed");
     plain
 }
 

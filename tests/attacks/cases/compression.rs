@@ -106,6 +106,24 @@ pub fn small_bombs_one_after_another() -> Case {
     }
 }
 
+pub fn compressed_nothing() -> Case {
+    // Blocks that hold nothing: the shortest there is, and the one that a flush is made of. RFC 1951 §3.2.
+    let fixed = [0x03, 0x00].repeat(16 << 10);
+    let stored = [[0x00, 0x00, 0x00, 0xff, 0xff].repeat(6 << 10), vec![0x00]].concat();
+    let flood = |payload: &[u8]| vec![Flood(from_client(BINARY | COMPRESSED, payload), scaled(100, 1000))];
+    let tries = [("last blocks", fixed), ("stored blocks", stored)]
+        .map(|(what, payload)| Try::new(what, agrees(), [opens(), flood(&payload)].concat()));
+    Case {
+        name: "Compressed nothing",
+        attack: "sends compressed messages of a hundred thousand blocks that hold nothing",
+        harm: "the backend gets more than 2 MiB of them, and each block is work",
+        tries: tries.into(),
+        shows: |seen| seen.most_behind_a_request() > 2 << 20,
+        stopped_by: &[Close(1008), Cut],
+        ..Case::BASE
+    }
+}
+
 pub fn references_to_an_earlier_message() -> Case {
     let hello = from_client(TEXT | COMPRESSED, &[0xf2, 0x48, 0xcd, 0xc9, 0xc9, 0x07, 0x00]);
     // RFC 7692 §7.2.3.2: the same, as a reference to the message before.
