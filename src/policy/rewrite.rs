@@ -1,7 +1,8 @@
 //! The path that the backend sees: a prefix taken off, another put on.
 //!
-//! Rules match paths with unreserved escapes decoded, so the prefix is found in the same way: `/%61pi` is `/api`. What
-//! is behind it stays as the client sent it. RFC 3986 §6.2.2.
+//! Rules match paths with unreserved escapes decoded, and as backends read them that merge slashes or cut parameters
+//! off, so the prefix is found in the same ways: `/%61pi`, `//api` and `/api;a` are `/api`. What is behind it stays as
+//! the client sent it. RFC 3986 §3.3 and §6.2.2.
 
 use std::borrow::Cow;
 
@@ -45,7 +46,9 @@ impl Rewrite {
     /// The path and query that go upstream. A path that does not have the prefix, in whole segments, keeps what it has.
     /// The result begins with a slash.
     pub fn apply<'a>(&self, path_and_query: &'a str) -> Cow<'a, str> {
-        let rest = strip(&self.strip, path_and_query).unwrap_or(path_and_query);
+        let rest = strip(&self.strip, path_and_query)
+            .or_else(|| strip_as_read(&self.strip, path_and_query))
+            .unwrap_or(path_and_query);
         if !self.add.is_empty() {
             let slash = if rest.is_empty() || rest.starts_with(['/', '?']) { "" } else { "/" };
             return Cow::Owned(format!("{}{slash}{rest}", self.add));
@@ -63,6 +66,40 @@ fn strip<'a>(prefix: &str, path: &'a str) -> Option<&'a str> {
         rest = rest.get(raw_len..)?;
     }
     (rest.is_empty() || rest.starts_with(['/', '?'])).then_some(rest)
+}
+
+/// What is behind a prefix, found as backends see it that merge slashes and cut parameters off. A prefix that itself has
+/// an empty segment or a parameter is found only as it is written.
+fn strip_as_read<'a>(prefix: &str, path: &'a str) -> Option<&'a str> {
+    let (mut prefix, mut rest) = (prefix, path);
+    while !prefix.is_empty() {
+        if let Some(segment) = prefix.strip_prefix('/') {
+            (prefix, rest) = (segment, behind_slashes(behind_parameters(rest))?);
+        } else {
+            let (unit, raw_len) = next_unit(rest)?;
+            prefix = prefix.strip_prefix(unit.as_ref())?;
+            rest = rest.get(raw_len..)?;
+        }
+    }
+    let rest = behind_parameters(rest);
+    (rest.is_empty() || rest.starts_with(['/', '?'])).then_some(rest)
+}
+
+/// What is behind the parameters of a segment, which `path` is at the end of.
+fn behind_parameters(path: &str) -> &str {
+    if !path.starts_with(';') {
+        return path;
+    }
+    path.find(['/', '?']).and_then(|end| path.get(end..)).unwrap_or_default()
+}
+
+/// What is behind a slash and the empty segments after it, of which some may have parameters; `None` without one.
+fn behind_slashes(path: &str) -> Option<&str> {
+    let mut rest = path.strip_prefix('/')?;
+    while let Some(next) = behind_parameters(rest).strip_prefix('/') {
+        rest = next;
+    }
+    Some(rest)
 }
 
 /// The first character of a path in its normal form, and how many bytes it has in the path.
@@ -119,6 +156,28 @@ mod tests {
         assert_eq!(applied(Some("/api"), None, "/ap%6"), "/ap%6");
         assert_eq!(applied(Some("/api"), None, "/ap%é"), "/ap%é");
         assert_eq!(applied(Some("/api"), None, "/api%2Fx"), "/api%2Fx");
+    }
+
+    #[test]
+    fn a_prefix_that_matched_by_merged_slashes_or_without_parameters_is_taken_off() {
+        for (path, expected) in [
+            ("//api/x", "/x"),
+            ("///api//x", "//x"),
+            ("/api;a=b/x;c", "/x;c"),
+            ("/api;a?q", "/?q"),
+            ("/;x//api;y", "/"),
+            ("//%61pi;/", "/"),
+            ("//apix", "//apix"),
+            ("/a;pi/x", "/a;pi/x"),
+            ("/?/api", "/?/api"),
+        ] {
+            assert_eq!(applied(Some("/api"), None, path), expected, "{path}");
+        }
+        assert_eq!(applied(Some("/a/b"), None, "/a;x///b;y/c"), "/c");
+        assert_eq!(applied(Some("/a//b"), None, "/a//b/c"), "/c");
+        assert_eq!(applied(Some("/a//b"), None, "/a/b/c"), "/a/b/c");
+        assert_eq!(applied(Some("/a;x"), None, "/a;x/c"), "/c");
+        assert_eq!(applied(Some("/a;x"), None, "/a/c"), "/a/c");
     }
 
     #[test]
