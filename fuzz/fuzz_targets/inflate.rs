@@ -20,7 +20,7 @@ fuzz_target!(|input: &[u8]| {
 
     // And the other way: what is deflated inflates to itself.
     let mut compressed = Vec::new();
-    let mut deflater = Deflater::new();
+    let deflater = Deflater::new();
     let (front, back) = message.split_at(usize::from(*seed).min(message.len()));
     deflater.feed(front, false, &mut compressed);
     deflater.feed(back, true, &mut compressed);
@@ -48,15 +48,17 @@ fn inflate(message: &[u8], cuts: &[usize]) -> Result<Vec<u8>, ProtocolError> {
 }
 
 /// RFC 7692 §7.2.2: the message and what its sender left out, and an empty last block behind it. A last block inside of
-/// the message ends one stream, and what follows begins another.
+/// the message ends one stream, and what follows begins another. What was left out is taken whole or not at all: a last
+/// block that ends inside of it was not whole.
 fn reference(message: &[u8]) -> Option<Vec<u8>> {
     let mut plain = Vec::new();
     let mut rest = message;
     while !rest.is_empty() {
         let (ended, taken) = stream(rest, &mut plain)?;
         if !ended {
-            let (ended, _) = stream(&[rest, &[0, 0, 0xff, 0xff, 3, 0]].concat(), &mut plain)?;
-            return ended.then_some(plain);
+            let whole = [rest, &[0, 0, 0xff, 0xff, 3, 0]].concat();
+            let (_, taken) = stream(&whole, &mut plain)?;
+            return [whole.len(), rest.len() + 4].contains(&taken).then_some(plain);
         }
         rest = &rest[taken..];
     }
