@@ -5,7 +5,7 @@ CARGO ?= cargo
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build test fmt lint doc deny check-examples conformance conformance-short attacks fuzz bench
+.PHONY: help demo build test fmt lint doc deny check-examples conformance conformance-short attacks fuzz coverage bench
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -68,6 +68,10 @@ JOBS ?= 1
 fuzz: ## Run every fuzz target and write docs/fuzzing.md (SECONDS=60 each, JOBS=1 at a time, TARGETS="scan utf8")
 	@scripts/setup fuzz
 	@scripts/fuzz $(FUZZ_SECONDS) $(JOBS) $(TARGETS)
+
+coverage: ## Measure which lines of src/ws and src/policy the unit tests run; writes docs/coverage.md
+	@scripts/setup coverage
+	@node scripts/coverage.mjs
 
 bench: ## Measure memory and CPU beside nginx and beside no proxy (takes minutes, needs nginx)
 	@scripts/setup test

@@ -77,11 +77,6 @@ impl TrustedProxies {
             }
         }
     }
-
-    /// Whether nobody is trusted, which is the default.
-    pub fn is_empty(&self) -> bool {
-        *self == Self::default()
-    }
 }
 
 pub(super) fn parse_network(text: &str) -> Option<IpNet> {
@@ -281,6 +276,11 @@ mod tests {
         assert_eq!(resolve(&Source::XForwardedFor, &trusted(&["10.0.0.0/8"]), peer, &headers), peer);
         assert_eq!(resolve(&Source::XForwardedFor, &trusted(&[]), peer, &headers), peer);
         assert_eq!(resolve(&Source::XForwardedFor, &trusted(&["private"]), ip("::ffff:192.0.2.9"), &headers), peer);
+    }
+
+    #[test]
+    fn no_header_counts_where_the_proxy_protocol_names_the_client() {
+        assert_eq!(resolved(&Source::ProxyProtocol, "x-forwarded-for", &["1.2.3.4"]), ip("10.0.0.1"));
     }
 
     #[test]

@@ -237,6 +237,7 @@ mod tests {
         let limit = HandshakeLimit::new(rate(1, 1, 1), start);
         assert_eq!(limit.check(address(1), start), Ok(()));
         assert!(limit.check(address(1), start).is_err());
+        assert!(format!("{limit:?}").starts_with("HandshakeLimit"), "no address is shown");
         assert_eq!(limit.check(address(2), start), Ok(()));
         assert_eq!(limit.check("2001:db8::".parse().unwrap(), start), Ok(()));
     }

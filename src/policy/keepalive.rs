@@ -275,6 +275,27 @@ mod tests {
     }
 
     #[test]
+    fn a_pause_stops_what_is_asked_for_and_the_clock() {
+        let mut side = Side::pinged(10);
+        let sample = side.keepalive.next_deadline().unwrap();
+        assert!(!side.keepalive.wants_snapshot(side.at(25)) && side.keepalive.wants_snapshot(sample));
+        for _ in 0..2 {
+            side.keepalive.set_judged(false, side.at(26));
+        }
+        assert!(!side.keepalive.wants_snapshot(sample));
+        assert_eq!((side.keepalive.next_deadline(), side.poll(60, None)), (None, Step::Nothing));
+        for _ in 0..2 {
+            side.keepalive.set_judged(true, side.at(66));
+        }
+        assert_eq!(side.poll(94, None), Step::Nothing);
+        assert_eq!(side.poll(95, None), EXPIRED);
+        // A ping that was asked for waits for the end of a frame: no time ends that.
+        let mut side = Side::new();
+        assert_eq!(side.poll(25, None), Step::SendPing);
+        assert_eq!(side.keepalive.next_deadline(), None);
+    }
+
+    #[test]
     fn a_silent_side_expires_a_timeout_after_the_ping() {
         let mut side = Side::pinged(10);
         assert_eq!(side.poll(54, Some(tcp(0, 10, 1000))), Step::Nothing);

@@ -500,6 +500,12 @@ mod tests {
     }
 
     #[test]
+    fn a_rule_without_a_path_matches_all() {
+        let request = Request { listener: "public", host: "a", path: "/any", headers: &HeaderMap::new() };
+        assert!(matcher(MatchSpec::default()).matches(&request));
+    }
+
+    #[test]
     fn a_regex_matches_the_whole_path_and_an_exact_path_its_normal_form() {
         assert!(path_matches(PathSpec::Regex("/a|/b".into()), "/b"));
         assert!(!path_matches(PathSpec::Regex("/a|/b".into()), "/a/x"));
@@ -544,6 +550,12 @@ mod tests {
         assert!(Matcher::new(huge).is_err());
         let unbalanced = MatchSpec { path: Some(PathSpec::Regex("a)(b".into())), ..MatchSpec::default() };
         assert!(Matcher::new(unbalanced).is_err());
+        for no_path in
+            [PathSpec::Exact("ws".into()), PathSpec::Prefix("/a/../b".into()), PathSpec::Exact("/a?b".into())]
+        {
+            let faults = Matcher::new(MatchSpec { path: Some(no_path), ..MatchSpec::default() }).expect_err("a fault");
+            assert!(faults[0].allowed.starts_with("a path that starts with"), "{faults:?}");
+        }
     }
 
     #[test]

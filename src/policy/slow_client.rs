@@ -146,6 +146,19 @@ mod tests {
     }
 
     #[test]
+    fn one_that_is_only_reported_is_judged_anew() {
+        let start = Instant::now();
+        let mut policy = policy();
+        policy.restart(start);
+        policy.on_pending(start);
+        assert!(policy.check(start + secs(30)).is_err());
+        policy.restart(start + secs(40));
+        assert_eq!(policy.check(start + secs(69)), Ok(()));
+        let expected = TooSlow { taken_bytes: 0, pending_for: secs(70) };
+        assert_eq!(policy.check(start + secs(70)), Err(expected));
+    }
+
+    #[test]
     fn never_gives_up_a_client_that_takes_its_rate() {
         let start = Instant::now();
         let mut policy = policy();

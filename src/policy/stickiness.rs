@@ -347,6 +347,9 @@ mod tests {
         assert!(!set.contains("10.0.0.1"));
         assert!(set.ends_with("; Path=/; HttpOnly; Max-Age=3600; SameSite=Lax; Secure"), "{set}");
         assert!(!cookie.issue("chat", ENDPOINTS[0], 1000, 7, false).contains("Secure"));
+        let secret = [vec![1; 16]];
+        let other = StickyCookie::new("a", None, SameSite::None, Secure::Off, &secret).unwrap();
+        assert!(other.issue("chat", ENDPOINTS[0], 1000, 7, true).ends_with("; Path=/; HttpOnly; SameSite=None"));
         let shown = format!("{cookie:?}");
         assert!(shown.contains("Auto") && shown.contains("secrets: 1") && !shown.contains("aaaa"), "{shown}");
     }

@@ -305,6 +305,16 @@ mod tests {
     }
 
     #[test]
+    fn a_piece_of_nothing_is_nothing() {
+        let mut bytes = Vec::new();
+        Deflater::default().feed(b"", false, &mut bytes);
+        assert!(bytes.is_empty());
+        let mut inflater = Inflater::new();
+        assert!(format!("{inflater:?}").starts_with("Inflater"));
+        assert_eq!(inflater.feed(b"", &mut |_| Ok(())), Ok(0));
+    }
+
+    #[test]
     fn refuses_a_back_reference_before_the_message() {
         // §7.2.3.2: "Hello" again, as a reference to the message before it.
         assert_eq!(inflate(&HELLO), Ok(b"Hello".to_vec()));

@@ -161,6 +161,10 @@ mod tests {
         assert_eq!(with(header::SEC_WEBSOCKET_ACCEPT, "c3pPLMBiTxaQ9kYGzzhZRbK+xOo="), Err(AnswerError::Accept));
         assert_eq!(with(header::SEC_WEBSOCKET_PROTOCOL, "chat"), Ok(()));
         assert_eq!(with(header::SEC_WEBSOCKET_PROTOCOL, "other"), Err(AnswerError::Subprotocol));
+        let mut twice = answer();
+        twice.append(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static("chat"));
+        twice.append(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static("superchat"));
+        assert_eq!(check_answer(KEY, &offered, &twice), Err(AnswerError::Subprotocol));
         let mut none = answer();
         none.remove(header::SEC_WEBSOCKET_ACCEPT);
         assert_eq!(check_answer(KEY, &offered, &none), Err(AnswerError::Accept));

@@ -266,6 +266,13 @@ mod tests {
     }
 
     #[test]
+    fn an_opcode_is_its_bits() {
+        for bits in [0, 1, 2, 8, 9, 10] {
+            assert_eq!(Opcode::from_bits(bits).map(Opcode::bits), Ok(bits));
+        }
+    }
+
+    #[test]
     fn parses_each_length_form() {
         let (header, len) = server(&[0x82, 125]).unwrap().unwrap();
         assert_eq!((header.payload_bytes, len), (125, 2));

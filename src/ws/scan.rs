@@ -448,6 +448,45 @@ mod tests {
         assert_eq!((message.fragments, message.size_bytes), (1_000_002, 0));
     }
 
+    fn masked(mut frame: Vec<u8>) -> Vec<u8> {
+        let key = [1, 2, 3, 4];
+        mask::apply(&mut frame[2..], key, 0);
+        frame[1] |= 0x80;
+        frame.splice(2..2, key);
+        frame
+    }
+
+    #[test]
+    fn inflates_what_a_client_has_masked() {
+        let bytes = masked(compressed(0xc1, b"masked"));
+        for piece in [1, 5, bytes.len()] {
+            let mut scanner = Scanner::new(Sender::Client, true).with_compression(Compression::Inflated);
+            assert!(scanner.inflates());
+            let (mut plain, mut at, mut end) = (Vec::new(), 0, 0);
+            while at < bytes.len() {
+                match scanner.next_into(&bytes[at..end], &mut |bytes| plain.extend_from_slice(bytes)).unwrap() {
+                    Step::NeedMore => end = bytes.len().min(end + piece),
+                    Step::Header { len, .. } | Step::Payload { len, .. } => at += len,
+                    Step::Control { .. } => unreachable!("none is sent"),
+                }
+            }
+            assert_eq!(plain, b"masked");
+        }
+    }
+
+    #[test]
+    fn content_does_not_matter_where_it_is_ignored() {
+        for (compression, first) in [(Compression::Inflated, 0xc1), (Compression::Refused, 0x81)] {
+            let mut scanner = Scanner::new(Sender::Server, true).with_compression(compression);
+            scanner.ignore_content();
+            assert!(!scanner.inflates());
+            let bytes = frame(first, b"\xff\xff");
+            let Ok(Step::Header { len, .. }) = scanner.next(&bytes) else { panic!("a header") };
+            let step = scanner.next(&bytes[len..]);
+            assert!(matches!(step, Ok(Step::Payload { len: 2, inflated: None, ends_message: Some(_) })), "{step:?}");
+        }
+    }
+
     fn compressed(first: u8, plain: &[u8]) -> Vec<u8> {
         let mut payload = Vec::new();
         super::super::deflate::Deflater::new().feed(plain, true, &mut payload);
