@@ -1,7 +1,8 @@
 //! What runs between the 101 and the end of a session: two byte streams, and the frames that pass between them.
 //!
 //! [`session`] is the one loop, `flow` what it does with the bytes of one side, [`closing`] is how a session ends, [`outbox`] is what a socket has not taken yet,
-//! [`registry`] knows the live sessions and can ask them to end, and [`sys`] asks the kernel.
+//! [`registry`] knows the live sessions and can ask them to end, [`pressure`] whether memory is short, and [`sys`] asks
+//! the kernel.
 
 use std::os::fd::{AsRawFd, RawFd};
 use std::time::Duration;
@@ -15,6 +16,7 @@ pub mod closing;
 mod core;
 mod flow;
 pub mod outbox;
+pub mod pressure;
 mod recode;
 pub mod registry;
 pub mod session;

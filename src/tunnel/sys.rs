@@ -50,6 +50,13 @@ pub fn send_state(fd: RawFd) -> Option<SendState> {
     })
 }
 
+/// The size of a page of memory, in bytes.
+pub fn page_bytes() -> u64 {
+    // SAFETY: the call takes a number and reads a constant of the kernel's.
+    let bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    u64::try_from(bytes).unwrap_or(4096)
+}
+
 /// What the allocator has handed out and not got back, in bytes.
 pub fn heap_bytes() -> u64 {
     // SAFETY: the call takes nothing and only reads the allocator's own counts.
