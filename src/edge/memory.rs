@@ -61,6 +61,7 @@ pub fn watch(limit_bytes: u64, stop: watch::Receiver<bool>) -> io::Result<()> {
                 pressure::set_over(limit.is_over());
                 tell(change, bytes, limit_bytes);
             }
+            #[allow(clippy::disallowed_methods, reason = "a thread of its own: no worker stops")]
             std::thread::sleep(LOOK_EVERY);
         }
         pressure::set_over(false);
