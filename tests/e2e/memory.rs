@@ -41,7 +41,7 @@ impl Full {
             clients.iter_mut().for_each(|client| client.send(&begun));
             // Only what was read is in its memory.
             let deadline = Instant::now() + DEADLINE;
-            while clients.iter().any(|client| unread_bytes(&gateway, client) > 0) {
+            while is_unread(&gateway, &clients) {
                 assert!(Instant::now() < deadline, "it reads what it is sent");
                 std::thread::yield_now();
             }
@@ -58,17 +58,19 @@ impl Full {
     }
 }
 
-/// What the kernel holds of a client for the gateway, in bytes: the second half of the fifth column. proc_pid_net(5).
-fn unread_bytes(gateway: &Gateway, client: &Client) -> u64 {
-    let ends = [gateway.address, client.local_addr()].map(|end| format!(":{:04X}", end.port()));
+/// Whether the kernel holds something of these clients for the gateway: the second half of the fifth column is what is
+/// not read. proc_pid_net(5).
+fn is_unread(gateway: &Gateway, clients: &[Client]) -> bool {
+    let port = |address: &str| address.rsplit(':').next().and_then(|port| u16::from_str_radix(port, 16).ok());
+    let ports: Vec<u16> = clients.iter().map(|client| client.local_addr().port()).collect();
     let sockets = std::fs::read_to_string("/proc/net/tcp").expect("the kernel lists its sockets");
-    let queues = sockets.lines().find_map(|line| {
-        let columns: Vec<&str> = line.split_whitespace().collect();
-        let is_it = columns.get(1..3).is_some_and(|found| found.iter().zip(&ends).all(|(at, end)| at.ends_with(end)));
-        is_it.then(|| columns[4].to_owned())
-    });
-    let unread = queues.as_deref().and_then(|queues| queues.split_once(':'));
-    unread.map_or(0, |(_, bytes)| u64::from_str_radix(bytes, 16).expect("a number"))
+    sockets.lines().skip(1).any(|line| {
+        let mut columns = line.split_ascii_whitespace().skip(1);
+        let (own, peer, queues) = (columns.next(), columns.next(), columns.nth(1));
+        own.and_then(port) == Some(gateway.address.port())
+            && peer.and_then(port).is_some_and(|port| ports.contains(&port))
+            && queues.is_some_and(|queues| !queues.ends_with(":00000000"))
+    })
 }
 
 fn expect_refused(gateway: &Gateway, client: &mut Client) {
