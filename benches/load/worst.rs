@@ -147,7 +147,7 @@ fn code_of(lengths: &[usize], symbol: usize) -> (usize, usize) {
 
 /// A message of dynamic Huffman blocks that hold nothing, and whose two codes have lengths of 1, 2 and so on up to
 /// `longest`: what they cost is making their tables. RFC 1951 §3.2.7.
-fn dynamic_blocks(longest: usize) -> Vec<u8> {
+pub fn dynamic_blocks(longest: usize) -> Vec<u8> {
     let mut bits = Bits::default();
     while bits.bytes.len() < MESSAGE_BYTES {
         push_dynamic_block(&mut bits, longest);
