@@ -8,19 +8,20 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpSocket;
 
-use super::Result;
 use super::metrics::Scrape;
 use super::proxy::Proxy;
 use super::report::mebibytes;
+use super::{Backend, Result};
 
 /// The goal, and how long it is tried.
 const ADDRESSES: u64 = 1_000_000;
 const FOR: Duration = Duration::from_secs(45);
 const AT_ONCE: usize = 64;
 
-pub async fn measure(backend: SocketAddr) -> Result<()> {
+pub async fn measure() -> Result<()> {
     eprintln!("playing: addresses");
-    let proxy = Proxy::administered("sluicegate", backend, "trusted_proxies: [127.0.0.0/8]\n")?;
+    let backend = Backend::start()?;
+    let proxy = Proxy::administered("sluicegate", backend.address, "trusted_proxies: [127.0.0.0/8]\n")?;
     let admin = proxy.admin.ok_or("it has an admin endpoint")?;
     // One of each kind first, so that a series that all of them share is there.
     for nth in 0..AT_ONCE as u64 {

@@ -25,30 +25,54 @@ mod wire;
 mod worst;
 
 use std::net::SocketAddr;
+use std::thread::JoinHandle;
+
+use tokio::sync::oneshot;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
 #[tokio::main]
 async fn main() -> Result<()> {
     sluicegate::tunnel::sys::raise_descriptor_limit()?;
-    let backend = start_backend()?;
     let wanted = std::env::args().nth(1).filter(|word| !word.starts_with('-')).unwrap_or_default();
-    report::print(backend, &wanted).await?;
+    report::print(&wanted).await?;
     if "addresses".contains(&wanted) {
-        addresses::measure(backend).await?;
+        addresses::measure().await?;
     }
     Ok(())
 }
 
-/// The backend on a thread of its own, so that attackers do not keep it from answering.
-fn start_backend() -> Result<SocketAddr> {
-    let (send, receive) = std::sync::mpsc::sync_channel(1);
-    std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        runtime.block_on(async {
-            send.send(wire::start_backend().await?)?;
-            std::future::pending::<Result<()>>().await
-        })
-    });
-    Ok(receive.recv()?)
+/// A backend on a thread of its own, so that attackers do not keep it from answering. It ends with all its sessions when it
+/// is dropped, so that nothing of one attack is left for the next.
+struct Backend {
+    address: SocketAddr,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<Result<()>>>,
+}
+
+impl Backend {
+    fn start() -> Result<Self> {
+        let (send, receive) = std::sync::mpsc::sync_channel(1);
+        let (stop, stopped) = oneshot::channel();
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(async {
+                send.send(wire::start_backend().await?)?;
+                // An error is the other half being gone.
+                let _ = stopped.await;
+                Ok(())
+            })
+        });
+        Ok(Self { address: receive.recv()?, stop: Some(stop), thread: Some(thread) })
+    }
+}
+
+impl Drop for Backend {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            // What it has to say was said to its clients.
+            let _ = thread.join();
+        }
+    }
 }

@@ -1,17 +1,16 @@
 //! One attack after the other, through the gateway and through nginx, and a table of what became of it.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::Result;
 use super::attacks::{self, Attack};
 use super::legal::{self, Latency, Legal};
 use super::metrics::Scrape;
 use super::proxy::Proxy;
 use super::wire::{FRAMES, HANDSHAKES};
+use super::{Backend, Result};
 
 /// How long the legal clients are alone, and first without being measured.
 const WARM: Duration = Duration::from_millis(1500);
@@ -34,14 +33,15 @@ struct Outcome {
 }
 
 /// Plays the attacks whose name has the word, and prints their tables.
-pub async fn print(backend: SocketAddr, wanted: &str) -> Result<()> {
+pub async fn print(wanted: &str) -> Result<()> {
     let mut rows = Vec::new();
     for attack in attacks::all().into_iter().filter(|attack| attack.name.contains(wanted)) {
         let attack = Arc::new(attack);
         eprintln!("playing: {}", attack.name);
-        let gateway = measure(&attack, &Proxy::administered("sluicegate", backend, attack.configuration)?).await?;
-        let nginx = measure(&attack, &Proxy::nginx("nginx", backend)?).await?;
-        rows.push((attack, gateway, nginx));
+        match both(&attack).await {
+            Ok((gateway, nginx)) => rows.push((attack, gateway, nginx)),
+            Err(error) => println!("\nNot measured: {}: {error}", attack.name),
+        }
     }
     if rows.is_empty() {
         return Ok(());
@@ -73,6 +73,17 @@ pub async fn print(backend: SocketAddr, wanted: &str) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// The gateway's outcome, and nginx' one.
+async fn both(attack: &Arc<Attack>) -> Result<(Outcome, Outcome)> {
+    let backend = Backend::start()?;
+    let proxy = Proxy::administered("sluicegate", backend.address, attack.configuration)?;
+    let gateway = measure(attack, &proxy).await?;
+    drop((proxy, backend));
+    let backend = Backend::start()?;
+    let nginx = measure(attack, &Proxy::nginx("nginx", backend.address)?).await?;
+    Ok((gateway, nginx))
 }
 
 async fn measure(attack: &Arc<Attack>, proxy: &Proxy) -> Result<Outcome> {
