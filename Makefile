@@ -5,7 +5,8 @@ CARGO ?= cargo
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build test fmt lint doc deny check-examples conformance conformance-short attacks fuzz coverage bench
+.PHONY: help demo build test fmt lint doc deny check-examples conformance conformance-short attacks exhaustion fuzz \
+	coverage bench
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -60,6 +61,14 @@ conformance-short: build ## Run the part of it that CI does (half a minute, need
 attacks: ## Play every attack against a backend, through nginx and through the gateway; writes docs/attacks.md
 	@scripts/setup test
 	SLUICEGATE_ATTACKS=full $(CARGO) test --locked --test attacks -- --exact --nocapture the_pages_have_every_case_as_it_is
+
+exhaustion: ## Play attacks on memory and CPU time beside legal clients, through the gateway and nginx; writes docs/exhaustion.md
+	@scripts/setup test
+	$(CARGO) bench --locked --bench exhaustion --no-run
+	@set -o pipefail; { echo "# Exhaustion"; echo; \
+	  echo "By \`make exhaustion\` on $$(date -u +%F) at commit $$(git rev-parse --short HEAD), $$(nproc) cores."; \
+	  $(CARGO) bench --locked --bench exhaustion; } | tee $(TARGET)/exhaustion.md
+	@mv $(TARGET)/exhaustion.md docs/exhaustion.md
 
 # Bash has a variable of this name, which counts the seconds of the shell: only what the command line says counts.
 FUZZ_SECONDS = $(if $(filter command line,$(origin SECONDS)),$(SECONDS),60)

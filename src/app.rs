@@ -12,6 +12,7 @@ use crate::admin::{self, AdminState, Operator, Readiness};
 use crate::config::{self, Config, Shutdown};
 use crate::edge::gateway::{Gateway, ListenerState};
 use crate::edge::listener;
+use crate::edge::memory;
 use crate::edge::plain::PlainProxy;
 use crate::edge::service::Service;
 use crate::events::Event;
@@ -59,12 +60,16 @@ impl App {
     /// Binds everything, and then serves. Nothing is served before all is bound.
     ///
     /// # Errors
-    /// An address that cannot be bound, with its name.
+    /// An address that cannot be bound, with its name; or the process's memory cannot be read, and has a limit.
     pub async fn start(config: Config, fallback: AdminFallback) -> io::Result<Self> {
         let descriptors = sys::raise_descriptor_limit().unwrap_or(USUAL_DESCRIPTOR_LIMIT);
         let metrics = Metrics::new();
         let gateway = Arc::new(Gateway::new(&config, &metrics, descriptors));
         let (stop, stopped) = watch::channel(false);
+        if let Some(limit_bytes) = config.limits.memory_bytes {
+            let cannot = |error| io::Error::other(format!("cannot watch the memory (limits.memory): {error}"));
+            memory::watch(limit_bytes, stopped.clone()).map_err(cannot)?;
+        }
         let drain_ordered = watch::Sender::new(false);
         let readiness = Arc::new(Readiness::default());
         readiness.set_upstreams(gateway.upstreams.clone());

@@ -86,6 +86,8 @@ pub enum Refusal {
     ConnectionsTotal,
     /// The process has as many sessions as `limits.connections` or its descriptors allow.
     ProcessConnections,
+    /// The process has as much memory as `limits.memory` allows.
+    ProcessMemory,
     /// The process drains.
     Draining,
     /// No endpoint of the upstream could be connected to, or the connection broke before an answer.
@@ -123,7 +125,7 @@ const fn refusal(name: &'static str, policy: &'static str, status: u16, title: &
 
 impl Refusal {
     /// One of each, in the order of the table.
-    pub const ALL: [Self; 33] = [
+    pub const ALL: [Self; 34] = [
         Self::MalformedRequest,
         Self::BadHost,
         Self::BadPath,
@@ -149,6 +151,7 @@ impl Refusal {
         Self::ConnectionsPerIp,
         Self::ConnectionsTotal,
         Self::ProcessConnections,
+        Self::ProcessMemory,
         Self::Draining,
         Self::UpstreamUnreachable,
         Self::UpstreamMalformed,
@@ -195,6 +198,7 @@ impl Refusal {
             }
             Self::ConnectionsTotal => refusal("connections_total", "connections_total", 503, "too many connections"),
             Self::ProcessConnections => refusal("process_connections", "process", 503, "too many connections"),
+            Self::ProcessMemory => refusal("process_memory", "process", 503, "memory limit reached"),
             Self::Draining => refusal("draining", "process", 503, "shutting down"),
             Self::UpstreamUnreachable => refusal("upstream_unreachable", "upstream", 502, "upstream unreachable"),
             Self::UpstreamMalformed => refusal("upstream_malformed", "upstream", 502, "upstream answer malformed"),

@@ -129,7 +129,8 @@ macro_rules! every {
 every!(refusal_variant, REFUSAL_VARIANTS, Refusal:
     MalformedRequest BadHost BadPath BadKey BadOffer BodyOnUpgrade EarlyData MixedUpgrade UpgradeMethod
     UpgradeOverHttp10 ConnectMethod HeadTimeout HeadTooLarge UnsupportedVersion UpgradeRequired UpgradeDenied
-    ClientNotAllowed OriginNotAllowed NoRule BodyTooLarge HostNotServed HandshakeRate ConnectionsPerIp ConnectionsTotal ProcessConnections Draining
+    ClientNotAllowed OriginNotAllowed NoRule BodyTooLarge HostNotServed HandshakeRate ConnectionsPerIp ConnectionsTotal ProcessConnections
+    ProcessMemory Draining
     UpstreamUnreachable UpstreamMalformed UpstreamInvalidUpgrade UpstreamTimeout UpstreamAnswered ClientGone
     ProxyHeader
 );

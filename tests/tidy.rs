@@ -30,6 +30,7 @@ const FLOORS: [(&str, Uses); 14] = [
             "admin",
             "edge::record",
             "edge::upstreams",
+            "tunnel::pressure",
             "tunnel::registry",
             "metrics",
             "events",

@@ -8,7 +8,9 @@
 mod compression;
 mod fair;
 mod plain;
+#[allow(dead_code, reason = "the other benchmark uses the rest")]
 mod proxy;
+#[allow(dead_code, reason = "the other benchmark uses the rest")]
 mod wire;
 mod worst;
 

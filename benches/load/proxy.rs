@@ -1,6 +1,6 @@
 //! A proxy under test: a process that is started and ended here, and what the kernel says of it.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
@@ -14,7 +14,14 @@ pub struct Proxy {
     child: Option<Child>,
     pids: Vec<u32>,
     pub address: SocketAddr,
+    /// The gateway's admin endpoint, where it was asked for.
+    pub admin: Option<SocketAddr>,
     _files: Option<tempfile::TempDir>,
+}
+
+/// The gateway: the one that was built with this, or the build that `SLUICEGATE` names.
+fn own_program() -> OsString {
+    std::env::var_os("SLUICEGATE").unwrap_or_else(|| env!("CARGO_BIN_EXE_sluicegate").into())
 }
 
 impl Drop for Proxy {
@@ -30,33 +37,48 @@ impl Drop for Proxy {
 impl Proxy {
     /// No proxy: the backend itself, of which nothing is measured.
     pub fn none(backend: SocketAddr) -> Self {
-        Self { name: "no proxy", child: None, pids: Vec::new(), address: backend, _files: None }
+        Self { name: "no proxy", child: None, pids: Vec::new(), address: backend, admin: None, _files: None }
     }
 
     /// The gateway, with `defaults` for its only rule.
     pub fn sluicegate(name: &'static str, backend: SocketAddr, defaults: &str) -> Result<Self> {
-        Self::sluicegate_at(env!("CARGO_BIN_EXE_sluicegate").as_ref(), name, backend, defaults)
+        Self::sluicegate_at(&own_program(), name, backend, defaults)
     }
 
     /// Another build of the gateway, to be measured in the same run.
     pub fn sluicegate_at(program: &OsStr, name: &'static str, backend: SocketAddr, defaults: &str) -> Result<Self> {
+        Self::gateway(program, name, backend, &format!("defaults: {{ {defaults} }}\n"), None)
+    }
+
+    /// The gateway with its admin endpoint, and more lines of its main file.
+    pub fn administered(name: &'static str, backend: SocketAddr, more: &str) -> Result<Self> {
+        Self::gateway(&own_program(), name, backend, more, Some(free_address()?))
+    }
+
+    fn gateway(
+        program: &OsStr,
+        name: &'static str,
+        backend: SocketAddr,
+        more: &str,
+        admin: Option<SocketAddr>,
+    ) -> Result<Self> {
         let address = free_address()?;
+        let admin_key = admin.map_or("off".to_owned(), |admin| format!("{{ bind: \"{admin}\" }}"));
         let files = tempfile::tempdir()?;
         let file = files.path().join("sluicegate.yaml");
         let configuration = format!(
             "version: 1
 listeners: [{{ name: public, bind: \"{address}\" }}]
-admin: off
+admin: {admin_key}
 upstreams: [{{ name: app, endpoints: [\"{backend}\"] }}]
-defaults: {{ {defaults} }}
 shutdown: {{ drain: 1s, spread: 0s }}
-"
+{more}"
         );
         std::fs::write(&file, configuration)?;
         let child = Command::new(program).args(["run", "-c"]).arg(&file).stderr(Stdio::null()).spawn()?;
         let pids = vec![child.id()];
         wait_for(address)?;
-        Ok(Self { name, child: Some(child), pids, address, _files: Some(files) })
+        Ok(Self { name, child: Some(child), pids, address, admin, _files: Some(files) })
     }
 
     /// nginx with two workers, which passes every header of a handshake on.
@@ -86,7 +108,7 @@ shutdown: {{ drain: 1s, spread: 0s }}
                 break pids;
             }
         };
-        Ok(Self { name, child: Some(child), pids, address, _files: Some(files) })
+        Ok(Self { name, child: Some(child), pids, address, admin: None, _files: Some(files) })
     }
 
     pub fn is_measured(&self) -> bool {
@@ -105,10 +127,20 @@ shutdown: {{ drain: 1s, spread: 0s }}
     }
 
     pub fn resident_bytes(&self) -> Result<u64> {
+        self.memory("VmRSS:")
+    }
+
+    /// The most that it has had resident so far.
+    pub fn peak_resident_bytes(&self) -> Result<u64> {
+        self.memory("VmHWM:")
+    }
+
+    /// A field of proc_pid_status(5), in bytes.
+    fn memory(&self, field: &str) -> Result<u64> {
         let mut kib = 0;
         for pid in &self.pids {
             let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-            let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or("0 kB");
+            let line = status.lines().find_map(|line| line.strip_prefix(field)).unwrap_or("0 kB");
             kib += line.trim().trim_end_matches(" kB").parse::<u64>()?;
         }
         Ok(kib << 10)

@@ -15,12 +15,19 @@ pub const RSV1: u8 = 0x40;
 pub const TEXT: u8 = 1;
 pub const BINARY: u8 = 2;
 pub const PING: u8 = 9;
+const PONG: u8 = 10;
 
 /// Room for a read.
 const READ_BYTES: usize = 32 << 10;
 
 /// How many data frames the backend has read.
 pub static FRAMES: AtomicU64 = AtomicU64::new(0);
+
+/// How many handshakes the backend has answered.
+pub static HANDSHAKES: AtomicU64 = AtomicU64::new(0);
+
+/// How much a download is, in bytes.
+const DOWNLOAD_BYTES: usize = 16 << 20;
 
 /// A frame of a client, masked with the key 0, or of a server.
 pub fn frame(first: u8, payload: &[u8], sender: Sender) -> Vec<u8> {
@@ -68,6 +75,11 @@ impl Socket {
             return Err(head.into());
         }
         Ok(Self { stream, peer: Sender::Server, buffer: Vec::new(), at: 0 })
+    }
+
+    /// The connection, to be written to and read as it comes. What was read of it is lost.
+    pub fn into_stream(self) -> TcpStream {
+        self.stream
     }
 
     pub async fn send(&mut self, bytes: &[u8]) -> Result<()> {
@@ -140,6 +152,7 @@ async fn read_head(stream: &mut TcpStream) -> std::io::Result<String> {
 /// - `/echo` sends each message back in one frame;
 /// - `/sink` sends back only what is binary and not compressed;
 /// - `/drop` takes what comes and looks at nothing;
+/// - `/download` sends messages of 64 KiB, 16 MiB altogether;
 /// - `/begin` sends the first fragment of a message for each message, and no more of it.
 pub async fn start_backend() -> Result<SocketAddr> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
@@ -165,6 +178,7 @@ async fn serve(mut stream: TcpStream) -> Result<()> {
          Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n"
     );
     stream.write_all(accept.as_bytes()).await?;
+    HANDSHAKES.fetch_add(1, Ordering::Relaxed);
     if head.starts_with("GET /drop ") {
         tokio::io::copy(&mut stream, &mut tokio::io::sink()).await?;
         return Ok(());
@@ -181,11 +195,19 @@ async fn serve(mut stream: TcpStream) -> Result<()> {
         }
         return Ok(());
     }
+    if head.starts_with("GET /download ") {
+        let message = frame(FIN | BINARY, &vec![b'x'; 64 << 10], Sender::Server);
+        for _ in 0..DOWNLOAD_BYTES / message.len() {
+            socket.send(&message).await?;
+        }
+    }
     let begins = head.starts_with("GET /begin ");
     while let Some((header, payload)) = socket.frame().await? {
         FRAMES.fetch_add(1, Ordering::Relaxed);
         if begins {
             socket.send(&frame(TEXT, &payload, Sender::Server)).await?;
+        } else if header.opcode == Opcode::Ping {
+            socket.send(&frame(FIN | PONG, &payload, Sender::Server)).await?;
         } else if header.opcode == Opcode::Binary && header.fin && !header.rsv1 {
             socket.send(&frame(FIN | BINARY, &payload, Sender::Server)).await?;
         }

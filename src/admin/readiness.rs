@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use arc_swap::ArcSwap;
 
 use crate::edge::upstreams::Upstream;
+use crate::tunnel::pressure;
 
 /// What `/readyz` is answered from; the parts that know set it.
 #[derive(Debug, Default)]
@@ -51,13 +52,20 @@ impl Readiness {
         if !unusable.is_empty() && unusable.len() == upstreams.len() {
             reasons.push("no upstream has a usable endpoint".to_owned());
         }
-        let status = match (reasons.is_empty(), unusable.is_empty()) {
-            (false, _) => "unready",
-            (true, false) => "degraded",
-            (true, true) => "ready",
-        };
+        let mut degraded: Vec<String> = unusable.iter().map(|name| format!("upstream:{name}")).collect();
+        let is_unready = !reasons.is_empty();
         reasons.extend(unusable.iter().map(|name| format!("upstream {name} has no usable endpoint")));
-        Report { status, degraded: unusable.iter().map(|name| format!("upstream:{name}")).collect(), reasons }
+        // Not unready: what is refused here would all go to the others, which are as full.
+        if pressure::is_over() {
+            degraded.push("memory".to_owned());
+            reasons.push("the process is over limits.memory".to_owned());
+        }
+        let status = match (is_unready, degraded.is_empty()) {
+            (true, _) => "unready",
+            (false, false) => "degraded",
+            (false, true) => "ready",
+        };
+        Report { status, degraded, reasons }
     }
 }
 

@@ -21,6 +21,7 @@ use super::units::{Count, Size, Span};
 use super::yaml::Source;
 use super::{effective, files, ranges, warnings};
 use crate::policy::client_address::{Source as AddressSource, TrustedProxies};
+use crate::policy::memory_limit;
 use crate::policy::route::{parse_authority, parse_hosts};
 use crate::policy::token::Token;
 use crate::policy::{Fault, range};
@@ -72,10 +73,12 @@ pub fn build(main: &Source, rule_files: &[Source], faults: &mut Vec<ConfigFault>
         TrustedProxies::default()
     });
     let connections = raw.limits.connections;
-    report.extend(
-        &root.key("limits"),
+    let memory_bytes = raw.limits.memory.map(|size| size.0);
+    let of_limits = [
         connections.and_then(|value| range::count("connections", value.0, &ranges::CONNECTIONS)),
-    );
+        memory_bytes.and_then(|value| range::size("memory", value, &memory_limit::LIMIT_BYTES)),
+    ];
+    report.extend(&root.key("limits"), of_limits.into_iter().flatten());
     let shutdown = shutdown(&raw.shutdown, &mut report);
     // A name that was pruned for a fault may be the one that a rule means.
     let listener_names = all_names(raw.listeners.iter().map(|listener| listener.name.as_ref()));
@@ -89,7 +92,7 @@ pub fn build(main: &Source, rule_files: &[Source], faults: &mut Vec<ConfigFault>
     if !faults.is_empty() {
         return None;
     }
-    let limits = Limits { connections: connections.map(ranges::to_usize) };
+    let limits = Limits { connections: connections.map(ranges::to_usize), memory_bytes };
     let access_log = match raw.access_log {
         None | Some(RawAccessLog::On) => AccessLog::On,
         Some(RawAccessLog::Errors) => AccessLog::Errors,

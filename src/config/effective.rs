@@ -313,7 +313,7 @@ listeners:
 admin: { bind: "0.0.0.0:0", token_file: secrets/admin.key }
 probes: { bind: "127.0.0.1:0" }
 trusted_proxies: [private]
-limits: { connections: 100 }
+limits: { connections: 100, memory: 512MiB }
 upstreams:
   - { name: chat, endpoints: ["127.0.0.1:9001"], balance: hash }
 defaults:

@@ -69,6 +69,8 @@ pub enum AccessLog {
 pub struct Limits {
     /// The most sessions; `None`: what the descriptor limit allows.
     pub connections: Option<usize>,
+    /// Resident bytes from which on nothing new is taken; `None` is off.
+    pub memory_bytes: Option<u64>,
 }
 
 /// Where clients come in.

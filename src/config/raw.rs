@@ -163,6 +163,10 @@ pub enum RawAccessLog {
 pub struct RawLimits {
     /// The most sessions; over it the answer is 503. Default: what the limit of open descriptors allows, 1 to 10000000.
     pub connections: Option<Count>,
+    /// The most memory that the process may have in use, as `sluicegate_process_resident_bytes` shows it; from there on
+    /// what is new gets 503, until 5 % less is in use, and what lives goes on. Default: no limit, 32MiB to 1024GiB. It must
+    /// leave the kernel room for the buffers of sockets, which count against a container's limit and not here.
+    pub memory: Option<Size>,
 }
 
 /// Where requests go.

@@ -35,7 +35,7 @@ fn a_file_without_rules_takes_everything_to_the_only_upstream_by_the_defaults() 
     let config = loaded.config;
     assert_eq!(config.admin.map(|admin| (admin.bind, admin.token.is_some())), Some((DEFAULT_ADMIN, false)));
     assert_eq!((config.probes, config.access_log), (None, AccessLog::On));
-    assert_eq!(config.limits.connections, None);
+    assert_eq!((config.limits.connections, config.limits.memory_bytes), (None, None));
     let head = HeadLimits { timeout: Duration::from_secs(10), max_bytes: 32768, max_headers: 100 };
     assert_eq!(config.listeners[0].head, head);
     assert_eq!(config.listeners[0].client_address, AddressSource::XForwardedFor);
@@ -166,7 +166,7 @@ fn every_fault_is_told_at_once_with_its_place() {
     let found = faults(
         "admin: { bind: \"0.0.0.0:9901\" }
 trusted_proxies: [10.0.0.0/8, everyone]
-limits: { connections: 0 }
+limits: { connections: 0, memory: 1MiB }
 defaults:
   close_timeout: 1h
 rules:
@@ -191,6 +191,7 @@ shutdown: { drain: 25 }
         ":4: admin.bind: \"0.0.0.0:9901\"; allowed: a loopback address; or a `token_file` beside it",
         ":5: trusted_proxies[1]: \"everyone\"; allowed: a network",
         ":6: limits.connections: 0; allowed: a number from 1 to 10000000",
+        ":6: limits.memory: \"1MiB\"; allowed: a size from \"32MiB\" to \"1024GiB\"",
         ":8: defaults.close_timeout: \"1h\"; allowed: a duration from \"100ms\" to \"5m\"",
         ":11: rules[0].upstream: \"chta\"; allowed: an upstream: chat; hint: did you mean `chat`?",
         ":12: rules[0].keepalive.timeout: \"0s\"; allowed: a duration from \"1s\" to \"10m\", or `keepalive: off`",

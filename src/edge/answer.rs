@@ -3,9 +3,10 @@
 //! They are written straight to the connection, which then ends, but for plain requests that Pingora has already read:
 //! those are answered through [`document`] by the caller.
 
+use std::io;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
@@ -83,10 +84,13 @@ pub async fn end(mut io: TcpStream) {
     let _ = timeout(LINGER_WHOLE, async {
         if io.shutdown().await.is_ok() {
             let mut dropped = 0;
-            // Not within the future: every connection would have it for its whole life.
-            let mut scratch = vec![0; 8 << 10];
-            while let Ok(Ok(len @ 1..)) = timeout(LINGER, io.read(&mut scratch)).await {
-                dropped += len;
+            while let Ok(Ok(())) = timeout(LINGER, io.readable()).await {
+                match drop_some(&io) {
+                    Ok(0) => break,
+                    Ok(len) => dropped += len,
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    Err(_) => break,
+                }
                 if dropped > LINGER_BYTES {
                     break;
                 }
@@ -94,6 +98,11 @@ pub async fn end(mut io: TcpStream) {
         }
     })
     .await;
+}
+
+/// Reads and drops what is there. No buffer outlives the call: thousands may be refused at once for want of memory.
+fn drop_some(io: &TcpStream) -> io::Result<usize> {
+    io.try_read(&mut [0; 8 << 10])
 }
 
 fn whole_seconds(duration: Duration) -> u64 {

@@ -18,6 +18,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::cause::Refusal;
 use crate::config::HeadLimits;
+use crate::tunnel::pressure;
 use crate::ws::handshake::is_token;
 
 /// How much one read takes while a head is incomplete, in bytes.
@@ -52,7 +53,7 @@ pub enum NoHead {
 /// Reads the next head. `read` is what was read of it already; `first` says whether a silent client is told so.
 ///
 /// # Errors
-/// `HeadTimeout`, `HeadTooLarge`, `MalformedRequest`; or quiet when the connection ended between two requests.
+/// `HeadTimeout`, `HeadTooLarge`, `MalformedRequest`, `ProcessMemory`; or quiet when the connection ended between two requests.
 pub async fn read(io: &mut TcpStream, read: Bytes, limits: &HeadLimits, first: bool) -> Result<Head, NoHead> {
     let deadline = Instant::now() + limits.timeout;
     let mut bytes = BytesMut::from(read);
@@ -61,6 +62,10 @@ pub async fn read(io: &mut TcpStream, read: Bytes, limits: &HeadLimits, first: b
         if let Some(head) = parse(&bytes, &mut progress, limits).map_err(NoHead::Refused)? {
             let bytes = bytes.freeze();
             return Ok(Head { request: head.0, len: head.1, bytes, rewritten: false });
+        }
+        // A head that is not whole would grow.
+        if !bytes.is_empty() && pressure::is_over() {
+            return Err(NoHead::Refused(Refusal::ProcessMemory));
         }
         match timeout_at(deadline, read_some(io, &mut bytes)).await {
             Ok(Ok(0) | Err(_)) if bytes.is_empty() => return Err(NoHead::Quiet),

@@ -10,6 +10,7 @@ pub mod forwarding;
 pub mod gateway;
 pub mod head;
 pub mod listener;
+pub mod memory;
 pub mod plain;
 pub mod proxy_protocol;
 pub mod record;

@@ -22,6 +22,7 @@ use crate::cause::Refusal;
 use crate::config::WebSocketMode;
 use crate::policy::client_address::{Peer, Source};
 use crate::policy::route;
+use crate::tunnel::pressure;
 
 /// What serves connections, shared by all listeners.
 pub struct Service {
@@ -39,6 +40,9 @@ impl Service {
         let Some(descriptor) = gateway.take_descriptor() else {
             return self.refuse(&listener, io, peer, None, Refusal::ProcessConnections).await;
         };
+        if pressure::is_over() {
+            return self.refuse(&listener, io, peer, None, Refusal::ProcessMemory).await;
+        }
         upgrade::tune_client(&io);
         let (named, mut read) = match self.read_proxy_header(&listener, &mut io, peer).await {
             Ok(read) => read,
@@ -75,6 +79,7 @@ impl Service {
             };
             let rule = match gateway.route(&route) {
                 _ if gateway.is_refusing() => Err(Refusal::Draining),
+                _ if pressure::is_over() => Err(Refusal::ProcessMemory),
                 Some(rule) => Ok(rule.clone()),
                 None => Err(Refusal::NoRule),
             };

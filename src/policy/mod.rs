@@ -21,6 +21,7 @@ pub mod gcra;
 pub mod handshake_limit;
 pub mod headers;
 pub mod keepalive;
+pub mod memory_limit;
 pub mod message;
 pub mod origin;
 pub mod range;

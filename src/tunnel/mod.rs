@@ -2,7 +2,7 @@
 //!
 //! [`session`] is the one loop, `flow` what it does with the bytes of one side, `work` how much of it at once,
 //! [`closing`] is how a session ends, [`outbox`] is what a socket has not taken yet, [`registry`] knows the live sessions
-//! and can ask them to end, and [`sys`] asks the kernel.
+//! and can ask them to end, [`pressure`] whether memory is short, and [`sys`] asks the kernel.
 
 use std::os::fd::{AsRawFd, RawFd};
 use std::time::Duration;
@@ -16,6 +16,7 @@ pub mod closing;
 mod core;
 mod flow;
 pub mod outbox;
+pub mod pressure;
 mod recode;
 pub mod registry;
 pub mod session;

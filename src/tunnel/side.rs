@@ -9,6 +9,7 @@ use std::time::Instant;
 use tokio::io::ReadBuf;
 
 use super::outbox::Outbox;
+use super::pressure;
 use super::recode::Recode;
 use super::{Compression, Wire};
 use crate::policy::keepalive::Keepalive;
@@ -25,6 +26,9 @@ pub(super) const READ_BYTES: usize = (64 << 10) + 64;
 
 /// The most that one read takes of a side whose messages are inflated: a byte may cost as much as a thousand others.
 const INFLATED_READ_BYTES: usize = 16 << 10;
+
+/// The most that one read takes while memory is short: what a peer does not take of it is kept.
+const SHORT_READ_BYTES: usize = 4 << 10;
 
 pub(super) struct Side<S> {
     pub(super) io: S,
@@ -141,7 +145,11 @@ impl<S: Wire> Side<S> {
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<Option<&'a [u8]>>> {
         let held = usize::from(self.held.len);
-        let most = if self.scanner.inflates() { INFLATED_READ_BYTES } else { READ_BYTES };
+        let most = match self.scanner.inflates() {
+            _ if pressure::is_over() => SHORT_READ_BYTES,
+            true => INFLATED_READ_BYTES,
+            false => READ_BYTES,
+        };
         let len = if self.preread.is_empty() {
             let mut buffer = ReadBuf::new(&mut scratch[HELD_BYTES..HELD_BYTES + most]);
             match Pin::new(&mut self.io).poll_read(cx, &mut buffer) {

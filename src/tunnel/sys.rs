@@ -1,6 +1,7 @@
-//! What only the kernel knows: the state of a TCP connection, and how many descriptors the process may open.
+//! What only the kernel knows: the state of a TCP connection, and how many descriptors the process may open; and what the
+//! allocator knows.
 //!
-//! The one file that may be unsafe: each call hands the kernel a buffer of this function's own and its true size.
+//! The one file that may be unsafe: each call hands over a buffer or value of this function's own and its true size.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -50,11 +51,38 @@ pub fn send_state(fd: RawFd) -> Option<SendState> {
     })
 }
 
-/// What the allocator has handed out and not got back, in bytes.
+/// The size of a page of memory, in bytes.
+pub fn page_bytes() -> u64 {
+    // SAFETY: the call takes a number and reads a constant of the kernel's.
+    let bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    u64::try_from(bytes).unwrap_or(4096)
+}
+
+/// After how many milliseconds jemalloc gives the kernel back what nobody uses; its default is 10,000. What a burst took
+/// must not stand against `limits.memory` for long.
+const DECAY_MS: isize = 1000;
+
+/// The index that stands for all arenas of jemalloc: `MALLCTL_ARENAS_ALL`.
+const DECAY_OF_ALL_ARENAS: &[u8] = b"arena.4096.dirty_decay_ms\0";
+const DECAY_OF_NEW_ARENAS: &[u8] = b"arenas.dirty_decay_ms\0";
+
+/// Has the allocator of the binary give memory back soon.
+///
+/// # Errors
+/// What jemalloc says; then it does so after its own time.
+pub fn give_memory_back_soon() -> io::Result<()> {
+    for key in [DECAY_OF_ALL_ARENAS, DECAY_OF_NEW_ARENAS] {
+        // SAFETY: the key ends with a NUL, and its value is an `ssize_t`.
+        unsafe { tikv_jemalloc_ctl::raw::write(key, DECAY_MS) }.map_err(|error| io::Error::other(error.to_string()))?;
+    }
+    Ok(())
+}
+
+/// What the allocator of the binary has handed out and not got back, in bytes; 0 in a program with another one.
 pub fn heap_bytes() -> u64 {
-    // SAFETY: the call takes nothing and only reads the allocator's own counts.
-    let info = unsafe { libc::mallinfo2() };
-    (info.uordblks + info.hblkhd) as u64
+    // The counts are of the last epoch.
+    let allocated = tikv_jemalloc_ctl::epoch::advance().and_then(|_| tikv_jemalloc_ctl::stats::allocated::read());
+    allocated.map_or(0, |bytes| bytes as u64)
 }
 
 fn tcp_info(fd: RawFd) -> io::Result<[u8; TCP_INFO_BYTES]> {

@@ -11,6 +11,7 @@ mod features;
 mod forwarding;
 mod heads;
 mod limits;
+mod memory;
 mod plain;
 mod proxy_protocol;
 mod refusals;

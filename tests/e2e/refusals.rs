@@ -150,6 +150,7 @@ fn case_of(refusal: Refusal) -> Case {
             503,
             second_session(refusal, |config| config.more("limits: { connections: 1 }")),
         ),
+        R::ProcessMemory => case("process_memory", 503, crate::memory::refuses_a_connection),
         R::Draining => case("draining", 503, || {
             let backend = Backend::echoing();
             let mut gateway = Gateway::start(&Config::to(backend.address).rule("close_timeout: 5m"));
