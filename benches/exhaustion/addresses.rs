@@ -10,7 +10,7 @@ use tokio::net::TcpSocket;
 
 use super::metrics::Scrape;
 use super::proxy::Proxy;
-use super::report::mebibytes;
+use super::report::{counted, mebibytes};
 use super::{Backend, Result};
 
 /// The goal, and how long it is tried.
@@ -64,7 +64,7 @@ pub async fn measure() -> Result<()> {
     println!("| --- | --- | --- |");
     println!("| series of `/metrics` | {} | {} |", before.len(), after.len());
     println!("| resident memory | {} | {} |", mebibytes(resident), mebibytes(proxy.resident_bytes()?));
-    println!("| refused | | {:?} |", after.causes_since(&before));
+    println!("| refused | | {} |", counted(&after.causes_since(&before)));
     Ok(())
 }
 

@@ -139,7 +139,7 @@ impl Outcome {
     }
 }
 
-fn counted(causes: &BTreeMap<String, u64>) -> String {
+pub fn counted(causes: &BTreeMap<String, u64>) -> String {
     causes.iter().map(|(cause, times)| format!("`{cause}` {times}")).collect::<Vec<_>>().join(", ")
 }
 
