@@ -10,7 +10,7 @@ use tokio::net::TcpSocket;
 
 use super::metrics::Scrape;
 use super::proxy::Proxy;
-use super::report::mebibytes;
+use super::report::{counted, mebibytes};
 use super::{Backend, Result};
 
 /// The goal, and how long it is tried.
@@ -20,8 +20,9 @@ const AT_ONCE: usize = 64;
 
 pub async fn measure() -> Result<()> {
     eprintln!("playing: addresses");
-    let backend = Backend::start()?;
-    let proxy = Proxy::administered("sluicegate", backend.address, "trusted_proxies: [127.0.0.0/8]\n")?;
+    let backend = Backend::of_attackers()?;
+    let backends = [backend.address, backend.address];
+    let proxy = Proxy::administered("sluicegate", backends, "trusted_proxies: [127.0.0.0/8]\n")?;
     let admin = proxy.admin.ok_or("it has an admin endpoint")?;
     // One of each kind first, so that a series that all of them share is there.
     for nth in 0..AT_ONCE as u64 {
@@ -64,7 +65,7 @@ pub async fn measure() -> Result<()> {
     println!("| --- | --- | --- |");
     println!("| series of `/metrics` | {} | {} |", before.len(), after.len());
     println!("| resident memory | {} | {} |", mebibytes(resident), mebibytes(proxy.resident_bytes()?));
-    println!("| refused | | {:?} |", after.causes_since(&before));
+    println!("| refused | | {} |", counted(&after.causes_since(&before)));
     Ok(())
 }
 

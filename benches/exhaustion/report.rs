@@ -77,12 +77,14 @@ pub async fn print(wanted: &str) -> Result<()> {
 
 /// The gateway's outcome, and nginx' one.
 async fn both(attack: &Arc<Attack>) -> Result<(Outcome, Outcome)> {
-    let backend = Backend::start()?;
-    let proxy = Proxy::administered("sluicegate", backend.address, attack.configuration)?;
+    let backends = [Backend::of_attackers()?, Backend::of_legal_clients()?];
+    let addresses = [backends[0].address, backends[1].address];
+    let proxy = Proxy::administered("sluicegate", addresses, attack.configuration)?;
     let gateway = measure(attack, &proxy).await?;
-    drop((proxy, backend));
-    let backend = Backend::start()?;
-    let nginx = measure(attack, &Proxy::nginx("nginx", backend.address)?).await?;
+    drop((proxy, backends));
+    let backends = [Backend::of_attackers()?, Backend::of_legal_clients()?];
+    let addresses = [backends[0].address, backends[1].address];
+    let nginx = measure(attack, &Proxy::nginx_before("nginx", addresses)?).await?;
     Ok((gateway, nginx))
 }
 
@@ -139,7 +141,7 @@ impl Outcome {
     }
 }
 
-fn counted(causes: &BTreeMap<String, u64>) -> String {
+pub fn counted(causes: &BTreeMap<String, u64>) -> String {
     causes.iter().map(|(cause, times)| format!("`{cause}` {times}")).collect::<Vec<_>>().join(", ")
 }
 

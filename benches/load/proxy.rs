@@ -47,18 +47,18 @@ impl Proxy {
 
     /// Another build of the gateway, to be measured in the same run.
     pub fn sluicegate_at(program: &OsStr, name: &'static str, backend: SocketAddr, defaults: &str) -> Result<Self> {
-        Self::gateway(program, name, backend, &format!("defaults: {{ {defaults} }}\n"), None)
+        Self::gateway(program, name, [backend, backend], &format!("defaults: {{ {defaults} }}\n"), None)
     }
 
-    /// The gateway with its admin endpoint, and more lines of its main file.
-    pub fn administered(name: &'static str, backend: SocketAddr, more: &str) -> Result<Self> {
-        Self::gateway(&own_program(), name, backend, more, Some(free_address()?))
+    /// The gateway with its admin endpoint, and more lines of its main file. `/echo` goes to the second backend.
+    pub fn administered(name: &'static str, backends: [SocketAddr; 2], more: &str) -> Result<Self> {
+        Self::gateway(&own_program(), name, backends, more, Some(free_address()?))
     }
 
     fn gateway(
         program: &OsStr,
         name: &'static str,
-        backend: SocketAddr,
+        [backend, of_echo]: [SocketAddr; 2],
         more: &str,
         admin: Option<SocketAddr>,
     ) -> Result<Self> {
@@ -70,7 +70,8 @@ impl Proxy {
             "version: 1
 listeners: [{{ name: public, bind: \"{address}\" }}]
 admin: {admin_key}
-upstreams: [{{ name: app, endpoints: [\"{backend}\"] }}]
+upstreams: [{{ name: app, endpoints: [\"{backend}\"] }}, {{ name: echo, endpoints: [\"{of_echo}\"] }}]
+rules: [{{ name: echo, match: {{ path: /echo }}, upstream: echo }}, {{ name: app, upstream: app }}]
 shutdown: {{ drain: 1s, spread: 0s }}
 {more}"
         );
@@ -83,6 +84,11 @@ shutdown: {{ drain: 1s, spread: 0s }}
 
     /// nginx with two workers, which passes every header of a handshake on.
     pub fn nginx(name: &'static str, backend: SocketAddr) -> Result<Self> {
+        Self::nginx_before(name, [backend, backend])
+    }
+
+    /// The same, where `/echo` goes to the second backend.
+    pub fn nginx_before(name: &'static str, [backend, of_echo]: [SocketAddr; 2]) -> Result<Self> {
         let address = free_address()?;
         let files = tempfile::tempdir()?;
         let config = format!(
@@ -90,8 +96,10 @@ shutdown: {{ drain: 1s, spread: 0s }}
              events {{ worker_connections 20000; }}
              http {{ access_log off; client_body_temp_path {0}; proxy_temp_path {0}; fastcgi_temp_path {0};
                uwsgi_temp_path {0}; scgi_temp_path {0};
-               server {{ listen {address} backlog=4096; location / {{ proxy_pass http://{backend}; proxy_http_version 1.1;
-                 proxy_set_header Upgrade $http_upgrade; proxy_set_header Connection upgrade; proxy_read_timeout 1h; }} }} }}",
+               proxy_http_version 1.1; proxy_read_timeout 1h;
+               proxy_set_header Upgrade $http_upgrade; proxy_set_header Connection upgrade;
+               server {{ listen {address} backlog=4096; location / {{ proxy_pass http://{backend}; }}
+                 location = /echo {{ proxy_pass http://{of_echo}; }} }} }}",
             files.path().display(),
         );
         let file = files.path().join("nginx.conf");
