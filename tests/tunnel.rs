@@ -569,6 +569,22 @@ async fn after_our_close_nothing_more_is_forwarded() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_client_that_floods_behind_its_end_is_given_up() {
+    for flood in [masked(0x82, &[7; 1000]).repeat(100), masked(0x89, b"").repeat(5000), vec![0xff; 30_000]] {
+        let mut tunnel = open(settings());
+        tunnel.client.write_all(&masked(0x83, b"")).await.unwrap();
+        // Its own Close frame never comes, and no time passes: only the amount ends it.
+        let mut sent = 0;
+        while tunnel.client.write_all(&flood).await.is_ok() {
+            sent += flood.len();
+            assert!(sent < 20 << 20, "{sent} bytes are read");
+        }
+        assert!(sent > 15 << 20, "{sent} bytes are read, which may have been on their way");
+        expect_close(&mut tunnel.upstream, CloseCode::GOING_AWAY).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn policies_that_only_report_close_nothing_and_are_counted() {
     let mut settings = settings();
     settings.report_only = true;

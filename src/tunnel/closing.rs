@@ -38,6 +38,10 @@ pub(super) struct Ending {
 /// one read of it, 64 KiB, which the slowest client that `slow_client` keeps by default takes in this time.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(64);
 
+/// How much of what a side sends behind the end is read and dropped: more than was on its way when the end came, and no
+/// flood. Then its connection is given up, also where its Close frame is still awaited.
+pub(super) const MAX_DISCARDED_BYTES: usize = 16 << 20;
+
 impl Ending {
     pub(super) fn new(cause: Cause, close_timeout: Duration, now: Instant) -> Self {
         let originated = !matches!(cause, Cause::ClientClosed(_) | Cause::UpstreamClosed(_));

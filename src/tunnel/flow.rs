@@ -6,6 +6,7 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use super::Wire;
+use super::closing::MAX_DISCARDED_BYTES;
 use super::core::Core;
 use super::recode::FrameBuffer;
 use super::side::{HELD_BYTES, READ_BYTES, Side};
@@ -79,7 +80,10 @@ pub(super) fn pump<A: Wire, B: Wire>(
         Poll::Pending => false,
         Poll::Ready(Ok(Some(input))) if discard => {
             core.work.start_read();
-            look_for_close(from, input, &mut core.work);
+            from.end.discarded_bytes += look_for_close(from, input, &mut core.work);
+            if from.end.discarded_bytes > MAX_DISCARDED_BYTES {
+                from.bury();
+            }
             true
         }
         Poll::Ready(Ok(Some(input))) => {
@@ -314,20 +318,22 @@ fn on_pong<S: Wire>(from: &mut Side<S>, core: &mut Core, endpoint_answers: &Atom
     }
 }
 
-/// After the end was originated a side's bytes are dropped; only its Close frame still means something.
-fn look_for_close<S: Wire>(from: &mut Side<S>, input: &[u8], work: &mut Work) {
+/// After the end was originated a side's bytes are dropped; only its Close frame still means something. Returns how many
+/// were dropped.
+fn look_for_close<S: Wire>(from: &mut Side<S>, input: &[u8], work: &mut Work) -> usize {
     let mut at = 0;
     from.scanner.ignore_content();
     while !from.end.close_received && !from.end.unreadable {
         if work.read_is_used_up() {
-            return from.put_back(&input[at..]);
+            from.put_back(&input[at..]);
+            return at;
         }
         work.on_frame();
         match from.scanner.next(&input[at..]) {
             Err(_) => from.end.unreadable = true,
             Ok(Step::NeedMore) => {
                 from.hold(&input[at..]);
-                return;
+                return at;
             }
             Ok(Step::Header { len, .. } | Step::Payload { len, .. }) => at += len,
             Ok(Step::Control { header, header_len }) => {
@@ -336,6 +342,7 @@ fn look_for_close<S: Wire>(from: &mut Side<S>, input: &[u8], work: &mut Work) {
             }
         }
     }
+    input.len()
 }
 
 fn blame(role: Sender, rule: ProtocolError) -> Cause {

@@ -62,6 +62,8 @@ pub(super) struct SideEnd {
     pub(super) close_sent: Option<CloseCode>,
     /// It broke the protocol: what it sends can no longer be read.
     pub(super) unreadable: bool,
+    /// What it sent and nobody gets, in bytes.
+    pub(super) discarded_bytes: usize,
     /// Its stream ended: nothing more comes.
     pub(super) read_ended: bool,
     /// Nothing more is written to it behind what is pending, and no Close frame.
