@@ -6,9 +6,9 @@
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use super::socket::Socket;
 use crate::cause::Refusal;
 
 /// How long a client that got its last answer may be silent before its connection is closed.
@@ -69,17 +69,17 @@ impl Answer {
 }
 
 /// Answers a refusal, and ends the connection so that the client can read the answer.
-pub async fn refuse(mut io: TcpStream, refusal: &Refusal) {
+pub async fn refuse(mut io: Socket, refusal: &Refusal) {
     if let Some(answer) = document(refusal) {
         // A client that is gone, or takes no answer in time, gets none.
-        let _ = timeout(LINGER, io.write_all(&answer.to_bytes())).await;
+        let _ = timeout(LINGER, io.send_all(&answer.to_bytes())).await;
     }
     end(io).await;
 }
 
 /// Ends a connection after its last answer: what still arrives is read and dropped for a moment, since the kernel
 /// would answer it with a reset that destroys the answer on its way. RFC 9112 §9.6.
-pub async fn end(mut io: TcpStream) {
+pub async fn end(mut io: Socket) {
     let _ = timeout(LINGER_WHOLE, async {
         if io.shutdown().await.is_ok() {
             let mut dropped = 0;

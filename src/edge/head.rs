@@ -13,9 +13,9 @@ use bytes::{Bytes, BytesMut};
 use http::header;
 use pingora::http::RequestHeader;
 use tokio::io::{AsyncRead, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 
+use super::socket::Socket;
 use crate::cause::Refusal;
 use crate::config::HeadLimits;
 use crate::ws::handshake::is_token;
@@ -53,7 +53,7 @@ pub enum NoHead {
 ///
 /// # Errors
 /// `HeadTimeout`, `HeadTooLarge`, `MalformedRequest`; or quiet when the connection ended between two requests.
-pub async fn read(io: &mut TcpStream, read: Bytes, limits: &HeadLimits, first: bool) -> Result<Head, NoHead> {
+pub async fn read(io: &mut Socket, read: Bytes, limits: &HeadLimits, first: bool) -> Result<Head, NoHead> {
     let deadline = Instant::now() + limits.timeout;
     let mut bytes = BytesMut::from(read);
     let mut progress = Progress::default();
@@ -72,7 +72,7 @@ pub async fn read(io: &mut TcpStream, read: Bytes, limits: &HeadLimits, first: b
     }
 }
 
-pub(super) async fn read_some(io: &mut TcpStream, into: &mut BytesMut) -> io::Result<usize> {
+pub(super) async fn read_some(io: &mut Socket, into: &mut BytesMut) -> io::Result<usize> {
     std::future::poll_fn(|cx| {
         SCRATCH.with_borrow_mut(|scratch| {
             let mut buffer = ReadBuf::new(scratch);

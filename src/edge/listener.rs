@@ -44,7 +44,7 @@ pub async fn accept(
         };
         match accepted {
             Ok((io, peer)) => {
-                tokio::spawn(service.clone().serve(state.clone(), io, peer));
+                tokio::spawn(service.clone().serve(state.clone(), io.into(), peer));
             }
             Err(error) if is_of_one_connection(&error) => {}
             Err(error) => {

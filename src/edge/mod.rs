@@ -16,6 +16,7 @@ pub mod record;
 pub mod request;
 pub mod routed;
 pub mod service;
+pub mod socket;
 pub mod sticky;
 pub mod stream;
 pub mod upgrade;

@@ -18,7 +18,6 @@ use pingora::proxy::{FailToProxy, HttpProxy, ProxyHttp, ProxyWarnLogContext, Ses
 use pingora::server::configuration::ServerConf;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType};
-use tokio::net::TcpStream;
 use tokio::sync::watch;
 
 use super::answer;
@@ -28,6 +27,7 @@ use super::head::Head;
 use super::record::PlainAnswer;
 use super::request::{Intent, Request};
 use super::routed::{Routed, note_answer};
+use super::socket::Socket;
 use super::sticky;
 use super::stream::PrereadStream;
 use super::upstreams::{Endpoint, Lease};
@@ -37,6 +37,10 @@ use crate::policy::client_address::Source;
 use crate::policy::connection_limit::Guard;
 use crate::tunnel::sys;
 use crate::ws::handshake::list;
+
+/// Pingora reads the CAs of the system when it starts, and panics where one cannot be read. What an upstream is verified
+/// by is given to it with each connection, so it gets a file without any.
+const NO_CA_FILE: &str = "/dev/null";
 
 /// An upstream that answers a plain request with a 101.
 const UNASKED_UPGRADE: ErrorType = ErrorType::new("UnaskedUpgrade");
@@ -100,7 +104,7 @@ struct Hooks;
 impl PlainProxy {
     /// A proxy with its own pool of upstream connections. `shutdown` ends keep-alive.
     pub fn new(shutdown: watch::Receiver<bool>) -> Self {
-        let conf = Arc::new(ServerConf::default());
+        let conf = Arc::new(ServerConf { ca_file: Some(NO_CA_FILE.to_owned()), ..ServerConf::default() });
         let mut proxy = HttpProxy::new(Hooks, conf);
         proxy.handle_init_modules();
         Self { proxy: Arc::new(proxy), shutdown, in_flight: AtomicUsize::new(0) }
@@ -114,12 +118,12 @@ impl PlainProxy {
     /// Serves one request. Returns the connection, and what was read of the next request, when it can be used again.
     pub async fn serve(
         &self,
-        io: TcpStream,
+        io: Socket,
         routed: Routed,
         source: Source,
         access_log: AccessLog,
         upstream_descriptor: Guard,
-    ) -> Option<(TcpStream, Bytes)> {
+    ) -> Option<(Socket, Bytes)> {
         let request = &routed.request;
         let head = head_for_pingora(request)?;
         let behind = request.head.bytes.slice(request.head.len..);

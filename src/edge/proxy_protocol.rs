@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use ppp::{PartialResult as _, v1, v2};
-use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 
 use super::head::{NoHead, read_some};
+use super::socket::Socket;
 use crate::cause::Refusal;
 
 /// The most bytes of a header: those of version 2 with what hops add to the addresses, such as the name and the
@@ -31,7 +31,7 @@ const VERSION_1_PREFIX: &[u8] = b"PROXY ";
 /// # Errors
 /// `ProxyHeader` when it is malformed, too long or not there in time; quiet when the connection ends without a byte, as
 /// simple health checks do.
-pub async fn read(io: &mut TcpStream, within: Duration) -> Result<(Option<IpAddr>, Bytes), NoHead> {
+pub async fn read(io: &mut Socket, within: Duration) -> Result<(Option<IpAddr>, Bytes), NoHead> {
     let deadline = Instant::now() + within;
     let mut bytes = BytesMut::new();
     loop {

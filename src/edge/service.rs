@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use tokio::net::TcpStream;
 
 use super::answer;
 use super::fixed;
@@ -16,6 +15,7 @@ use super::proxy_protocol;
 use super::record::{PlainAnswer, Record};
 use super::request::{Intent, Request};
 use super::routed::{Routed, note_answer};
+use super::socket::Socket;
 use super::sticky;
 use super::upgrade;
 use crate::cause::Refusal;
@@ -33,7 +33,7 @@ pub struct Service {
 
 impl Service {
     /// Serves a connection until it ends or becomes a tunnel.
-    pub async fn serve(self: Arc<Self>, listener: Arc<ListenerState>, mut io: TcpStream, peer: SocketAddr) {
+    pub async fn serve(self: Arc<Self>, listener: Arc<ListenerState>, mut io: Socket, peer: SocketAddr) {
         let gateway = &self.gateway;
         let peer = peer.ip().to_canonical();
         let Some(descriptor) = gateway.take_descriptor() else {
@@ -137,7 +137,7 @@ impl Service {
     async fn read_proxy_header(
         &self,
         listener: &ListenerState,
-        io: &mut TcpStream,
+        io: &mut Socket,
         peer: IpAddr,
     ) -> Result<(Option<IpAddr>, Bytes), NoHead> {
         if listener.config.client_address != Source::ProxyProtocol {
@@ -168,7 +168,7 @@ impl Service {
     async fn refuse(
         &self,
         listener: &ListenerState,
-        io: TcpStream,
+        io: Socket,
         peer: IpAddr,
         record: Option<Record>,
         refusal: Refusal,

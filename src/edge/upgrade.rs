@@ -12,8 +12,6 @@ use http::header;
 use pingora::ErrorType;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::http::v1::client::HttpSession;
-use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::answer;
@@ -22,6 +20,7 @@ use super::gateway::{Gateway, ListenerState, Rule};
 use super::record::{Record, SessionRecord, kept};
 use super::request::Request;
 use super::routed::Routed;
+use super::socket::Socket;
 use super::sticky::{self, Choice};
 use super::stream::PrereadStream;
 use super::upstreams::{ConnectError, Lease, Upstream};
@@ -67,13 +66,13 @@ struct Places {
 pub async fn serve(
     gateway: &Arc<Gateway>,
     listener: &ListenerState,
-    mut io: TcpStream,
+    mut io: Socket,
     routed: Routed,
     client_descriptor: Guard,
 ) {
     let Routed { request, rule, upstream: to, choice, record } = routed;
     let metrics = rule.metrics.clone();
-    let refuse = async |io: TcpStream, refusal: Refusal| {
+    let refuse = async |io: Socket, refusal: Refusal| {
         metrics.refused(&refusal);
         record.refused(&refusal, None);
         answer::refuse(io, &refusal).await;
@@ -85,7 +84,7 @@ pub async fn serve(
     let asked = tokio::select! {
         biased;
         asked = ask(&request, &rule, &to, &choice, listener, &offers) => asked,
-        refusal = watch(&io) => Err(refusal),
+        refusal = watch(&mut io) => Err(refusal),
         () = gateway.refusing() => Err(Refusal::Draining),
     };
     let mut asked = match asked {
@@ -117,13 +116,13 @@ pub async fn serve(
     };
     forwarding::apply(&rule.response_headers, &mut *asked.answer);
     let compression = compress(&rule, &offers, accepted, &mut asked.answer);
-    if let Some(refusal) = watch(&io).now_or_never() {
+    if let Some(refusal) = watch(&mut io).now_or_never() {
         return refuse(io, refusal).await;
     }
     if gateway.is_refusing() {
         return refuse(io, Refusal::Draining).await;
     }
-    if !matches!(timeout(rule.upstream_timeout, io.write_all(&switching_protocols(&asked.answer))).await, Ok(Ok(()))) {
+    if !matches!(timeout(rule.upstream_timeout, io.send_all(&switching_protocols(&asked.answer))).await, Ok(Ok(()))) {
         return refuse(io, Refusal::ClientGone).await;
     }
     let Some((upstream, preread)) = take_stream(asked.session).await else {
@@ -162,7 +161,7 @@ pub async fn serve(
 }
 
 /// A session from its 101 to its log line.
-async fn run(session: Session<TcpStream, TcpStream>, held: Held, gateway: Arc<Gateway>, client: reconnects::Client) {
+async fn run(session: Session<Socket, Socket>, held: Held, gateway: Arc<Gateway>, client: reconnects::Client) {
     let outcome = session.await;
     gateway.reconnects.ended(&client, Instant::now());
     held.entry.live.metrics.closed(&outcome.cause);
@@ -283,10 +282,10 @@ fn check_origin(request: &Request, rule: &Rule) -> Result<(), Refusal> {
 }
 
 /// Ends when the client sends something before its answer, or goes away.
-async fn watch(io: &TcpStream) -> Refusal {
-    match io.peek(&mut [0]).await {
-        Ok(0) | Err(_) => Refusal::ClientGone,
-        Ok(_) => Refusal::EarlyData,
+async fn watch(io: &mut Socket) -> Refusal {
+    match io.peek().await {
+        Ok(false) | Err(_) => Refusal::ClientGone,
+        Ok(true) => Refusal::EarlyData,
     }
 }
 
@@ -440,7 +439,7 @@ impl BrokenOff {
 }
 
 /// Relays an answer that is no 101 as what it is, and with it the end of the connection.
-async fn relay(io: &mut TcpStream, asked: &mut Asked, step_timeout: std::time::Duration) -> Result<(), BrokenOff> {
+async fn relay(io: &mut Socket, asked: &mut Asked, step_timeout: std::time::Duration) -> Result<(), BrokenOff> {
     let answer = &asked.answer;
     let status = answer.status;
     let reason = answer.get_reason_phrase().unwrap_or("");
@@ -463,14 +462,14 @@ async fn relay(io: &mut TcpStream, asked: &mut Asked, step_timeout: std::time::D
 }
 
 async fn relay_body(
-    io: &mut TcpStream,
+    io: &mut Socket,
     session: &mut HttpSession,
     head: &[u8],
     has_body: bool,
     chunked: bool,
     step_timeout: std::time::Duration,
 ) -> Result<(), BrokenOff> {
-    let write = async |io: &mut TcpStream, bytes: &[u8]| match timeout(step_timeout, io.write_all(bytes)).await {
+    let write = async |io: &mut Socket, bytes: &[u8]| match timeout(step_timeout, io.send_all(bytes)).await {
         Ok(Ok(())) => Ok(()),
         Ok(Err(_)) | Err(_) => Err(BrokenOff::ByClient),
     };
@@ -498,7 +497,7 @@ async fn relay_body(
 }
 
 /// The upstream's stream, and what came behind its 101.
-async fn take_stream(mut session: HttpSession) -> Option<(TcpStream, Vec<u8>)> {
+async fn take_stream(mut session: HttpSession) -> Option<(Socket, Vec<u8>)> {
     // Pingora gives what it read ahead as the first piece of the body. `into_inner` alone would lose it.
     let ahead = session.read_body_bytes().now_or_never().and_then(Result::ok).flatten();
     let (stream, _) = PrereadStream::unbox(session.into_inner())?;
@@ -506,8 +505,9 @@ async fn take_stream(mut session: HttpSession) -> Option<(TcpStream, Vec<u8>)> {
 }
 
 /// Keeps a client's socket from hiding that it is slow.
-pub fn tune_client(io: &TcpStream) {
-    let socket = socket2::SockRef::from(io);
+pub fn tune_client(io: &Socket) {
+    let Some(tcp) = io.tcp() else { return };
+    let socket = socket2::SockRef::from(tcp);
     // Both are only faster or sooner with them; a socket that does not know them works.
     let _ = socket.set_tcp_nodelay(true);
     let _ = socket.set_tcp_notsent_lowat(CLIENT_NOTSENT_LOWAT_BYTES);

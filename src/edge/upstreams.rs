@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use pingora_ketama::{Bucket, Continuum};
 use sha2::{Digest as _, Sha256};
-use tokio::net::TcpStream;
 
+use super::socket::Socket;
 use crate::metrics::Metrics;
 
 mod endpoint;
@@ -141,7 +141,7 @@ impl Upstream {
     ///
     /// # Errors
     /// No endpoint took the connection.
-    pub async fn connect(&self, preference: &Preference) -> Result<(TcpStream, Lease), ConnectError> {
+    pub async fn connect(&self, preference: &Preference) -> Result<(Socket, Lease), ConnectError> {
         let mut tried = Vec::new();
         let mut unreachable = None;
         while let Some(endpoint) = self.pick(preference, &tried) {
@@ -206,7 +206,7 @@ fn ring_address(name: &str) -> SocketAddr {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tokio::net::TcpListener;
+    use tokio::net::{TcpListener, TcpStream};
 
     const TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -309,8 +309,9 @@ mod tests {
         let (_metrics, upstream) = upstream(&[&refused, &accepted], Balance::RoundRobin);
         for _ in 0..3 {
             let (stream, lease) = upstream.connect(&Preference::None).await.unwrap();
-            assert_eq!(stream.peer_addr().unwrap().to_string(), accepted);
-            assert!(stream.nodelay().unwrap());
+            let tcp = stream.tcp().unwrap();
+            assert_eq!(tcp.peer_addr().unwrap().to_string(), accepted);
+            assert!(tcp.nodelay().unwrap());
             assert_eq!(lease.endpoint().address(), accepted);
         }
         assert!(upstream.usable());

@@ -25,7 +25,7 @@ pub mod sys;
 /// A byte stream that a session runs on.
 pub trait Wire: AsyncRead + AsyncWrite + Unpin + Send {
     /// What the kernel knows of the connection; `None` where it is not TCP.
-    fn tcp_snapshot(&self) -> Option<TcpSnapshot> {
+    fn tcp_snapshot(&mut self) -> Option<TcpSnapshot> {
         None
     }
 
@@ -40,7 +40,7 @@ impl Wire for tokio::net::TcpStream {
         Some(self.as_raw_fd())
     }
 
-    fn tcp_snapshot(&self) -> Option<TcpSnapshot> {
+    fn tcp_snapshot(&mut self) -> Option<TcpSnapshot> {
         sys::tcp_snapshot(self)
     }
 }

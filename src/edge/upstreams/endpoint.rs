@@ -11,6 +11,7 @@ use tokio::net::TcpStream;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
 
+use crate::edge::socket::Socket;
 use crate::metrics::Metrics;
 
 /// How long the addresses of a name are used before it is looked up again.
@@ -182,7 +183,7 @@ impl Endpoint {
     ///
     /// # Errors
     /// `TimedOut` when no address answered in time, else the last address' error.
-    pub(super) async fn connect(self: &Arc<Self>, within: Duration) -> io::Result<TcpStream> {
+    pub(super) async fn connect(self: &Arc<Self>, within: Duration) -> io::Result<Socket> {
         let outcome = self.connect_any(within).await;
         match &outcome {
             Ok(_) => self.succeeded(),
@@ -193,7 +194,7 @@ impl Endpoint {
         outcome
     }
 
-    async fn connect_any(&self, within: Duration) -> io::Result<TcpStream> {
+    async fn connect_any(&self, within: Duration) -> io::Result<Socket> {
         let deadline = Instant::now() + within;
         let timed_out = |_| io::Error::new(io::ErrorKind::TimedOut, format!("no answer in {within:?}"));
         let addresses = tokio::time::timeout_at(deadline, self.resolve()).await.map_err(timed_out)??;
@@ -205,7 +206,7 @@ impl Endpoint {
             match timeout(share, TcpStream::connect(address)).await.map_err(timed_out).flatten() {
                 Ok(stream) => {
                     stream.set_nodelay(true)?;
-                    return Ok(stream);
+                    return Ok(stream.into());
                 }
                 Err(error) => last_error = Some(error),
             }
