@@ -1,5 +1,6 @@
 //! A configuration brought to life: listeners, the admin endpoint, and their end in good order.
 
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use tokio::sync::watch;
 use crate::admin::{self, AdminState, Operator, Readiness};
 use crate::config::{self, Config, Shutdown};
 use crate::edge::gateway::{Gateway, ListenerState};
-use crate::edge::listener;
+use crate::edge::listener::{self, Listener, SocketFile};
 use crate::edge::plain::PlainProxy;
 use crate::edge::service::Service;
 use crate::events::Event;
@@ -36,7 +37,7 @@ const USUAL_DESCRIPTOR_LIMIT: u64 = 1024;
 /// A gateway that runs.
 pub struct App {
     /// The listeners' names and addresses.
-    pub listeners: Vec<(String, SocketAddr)>,
+    pub listeners: Vec<(String, String)>,
     /// Where the admin endpoint is.
     pub admin: Option<SocketAddr>,
     service: Arc<Service>,
@@ -44,6 +45,8 @@ pub struct App {
     shutdown: Shutdown,
     drain_ordered: watch::Sender<bool>,
     stop: watch::Sender<bool>,
+    /// The files of Unix sockets, which are removed with it.
+    _socket_files: Vec<SocketFile>,
 }
 
 /// What to do when the admin address is taken.
@@ -72,16 +75,16 @@ impl App {
 
         let mut bound = Vec::new();
         for config in config.listeners {
-            let listener = listener::bind(config.bind).map_err(named(&config.name, config.bind))?;
+            let listener = Listener::bind(&config.bind).map_err(named(&config.name, &config.bind))?;
             let state = ListenerState { name: config.name.as_str().into(), config };
             bound.push((listener, Arc::new(state)));
         }
         let admin = match &config.admin {
-            Some(config::Admin { bind, .. }) => Some(bind_admin(*bind, fallback).map_err(named("admin", *bind))?),
+            Some(config::Admin { bind, .. }) => Some(bind_admin(*bind, fallback).map_err(named("admin", bind))?),
             None => None,
         };
         let probes = match config.probes {
-            Some(bind) => Some(listener::bind(bind).map_err(named("probes", bind))?),
+            Some(bind) => Some(listener::bind(bind).map_err(named("probes", &bind))?),
             None => None,
         };
 
@@ -89,11 +92,13 @@ impl App {
         readiness.set_started();
         metrics.config_loaded(SystemTime::now());
         let mut listeners = Vec::new();
+        let mut socket_files = Vec::new();
         for (listener, state) in bound {
-            let address = listener.local_addr()?;
-            announce(&state.name, address);
+            let address = listener.address()?;
+            announce(&state.name, &address);
             listeners.push((state.config.name.clone(), address));
-            tokio::spawn(listener::accept(listener, state, service.clone(), stopped.clone()));
+            socket_files.extend(listener.socket_file());
+            tokio::spawn(listener.serve(state, service.clone(), stopped.clone()));
         }
         let operator = Operator {
             token: config.admin.and_then(|admin| admin.token),
@@ -104,7 +109,7 @@ impl App {
         let serve_admin = |name: &str, listener: Option<TcpListener>, operator: Option<Operator>| {
             let Some(listener) = listener else { return Ok::<_, io::Error>(None) };
             let address = listener.local_addr()?;
-            announce(name, address);
+            announce(name, &address.to_string());
             let state = AdminState { metrics: metrics.clone(), readiness: readiness.clone(), operator };
             tokio::spawn(admin::serve(listener, Arc::new(state), stopped.clone()));
             Ok(Some(address))
@@ -121,7 +126,16 @@ impl App {
             async move { registry.sweep(SWEEP_EVERY, &metrics).await }
         });
         tokio::spawn(sweep(gateway, stopped));
-        Ok(Self { listeners, admin, service, readiness, shutdown: config.shutdown, drain_ordered, stop })
+        Ok(Self {
+            listeners,
+            admin,
+            service,
+            readiness,
+            shutdown: config.shutdown,
+            drain_ordered,
+            stop,
+            _socket_files: socket_files,
+        })
     }
 
     /// Resolves when an operator has asked for the drain.
@@ -173,7 +187,7 @@ impl App {
     }
 }
 
-fn announce(name: &str, address: SocketAddr) {
+fn announce(name: &str, address: &str) {
     Event::new("listening").field("listener", name).field("address", address).emit();
 }
 
@@ -199,7 +213,7 @@ fn next_ports(port: u16, fallback: AdminFallback) -> impl Iterator<Item = u16> {
     next.into_iter().flatten()
 }
 
-fn named(name: &str, address: SocketAddr) -> impl FnOnce(io::Error) -> io::Error {
+fn named(name: &str, address: &dyn fmt::Display) -> impl FnOnce(io::Error) -> io::Error {
     move |error| io::Error::new(error.kind(), format!("cannot listen on {address} ({name}): {error}"))
 }
 

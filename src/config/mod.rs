@@ -33,7 +33,7 @@ pub use build::{DEFAULT_ADMIN, check_endpoint};
 pub use effective::Effective;
 pub use fault::{ConfigFault, Warning};
 pub use model::{
-    AccessLog, Action, Admin, Balance, CompressionMode, Config, HeadLimits, HttpLimits, Limits, Listener, PerIp,
+    AccessLog, Action, Admin, Balance, Bind, CompressionMode, Config, HeadLimits, HttpLimits, Limits, Listener, PerIp,
     Respond, Rule, Shutdown, Sticky, Upstream, WebSocketMode,
 };
 pub use shape::schema;

@@ -9,7 +9,7 @@ use super::yaml::Source;
 /// Keys by the place of the mapping that they stand in. `[]` is any index; `defaults` has those of a rule.
 const KEYS: [(&str, &[&str]); 7] = [
     ("", &["backplane", "upgrade_socket"]),
-    ("listeners[]", &["http2", "tls", "mode"]),
+    ("listeners[]", &["http2", "tls"]),
     ("probes", &["prestop_token_file"]),
     ("limits", &["memory"]),
     ("upstreams[]", &["tls", "health_check", "slow_start", "admission"]),
@@ -19,11 +19,9 @@ const KEYS: [(&str, &[&str]); 7] = [
 
 /// Values by the place of the key: the word itself, or what it begins with when that ends in a colon; and what may be
 /// written instead.
-const VALUES: [(&str, &[&str], &str); 4] = [
-    ("listeners[].bind", &["unix:"], "an address and port such as \"127.0.0.1:8080\""),
+const VALUES: [(&str, &[&str], &str); 2] = [
     ("admin.bind", &["unix:"], "an address and port such as \"127.0.0.1:9901\""),
     ("probes.bind", &["unix:"], "an address and port such as \"127.0.0.1:9902\""),
-    ("upstreams[].endpoints[]", &["unix:"], "host:port, such as \"127.0.0.1:9001\""),
 ];
 
 /// Finds and prunes what this version does not have.

@@ -101,7 +101,6 @@ pub fn strip_answer(answer: &mut ResponseHeader) {
 /// says is kept or gone on with.
 pub fn tell_client(upstream: &mut RequestHeader, request: &Request, source: &Source) {
     let came = &request.head.request.headers;
-    let peer = request.peer.to_string();
     let source_kept = |name: &HeaderName| {
         request.peer_trusted
             && match source {
@@ -121,12 +120,19 @@ pub fn tell_client(upstream: &mut RequestHeader, request: &Request, source: &Sou
             upstream.remove_header(name);
         }
     }
-    let forwarded_for = match chain {
-        Some(chain) => format!("{chain}, {peer}"),
-        None => request.client.to_string(),
+    // A peer on a Unix socket has no address that could be told.
+    let client = request.client.ip().map(|address| address.to_string());
+    let forwarded_for = match (chain, request.peer.ip()) {
+        (Some(chain), Some(peer)) => Some(format!("{chain}, {peer}")),
+        (Some(chain), None) => Some(chain),
+        (None, _) => client.clone(),
     };
-    set(upstream, &X_FORWARDED_FOR, &forwarded_for);
-    set(upstream, &X_REAL_IP, &request.client.to_string());
+    for (name, value) in [(&X_FORWARDED_FOR, forwarded_for), (&X_REAL_IP, client)] {
+        match value {
+            Some(value) => set(upstream, name, &value),
+            None => drop(upstream.remove_header(name)),
+        }
+    }
     if !(request.peer_trusted && came.contains_key(&X_FORWARDED_PROTO)) {
         set(upstream, &X_FORWARDED_PROTO, "http");
     }

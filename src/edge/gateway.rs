@@ -12,7 +12,7 @@ use super::upstreams::{self, Upstream};
 use crate::cause::Refusal;
 use crate::config::{self, AccessLog, CompressionMode, Config, HttpLimits, PerIp, Respond, Sticky, WebSocketMode};
 use crate::metrics::{Metrics, NO_RULE, RuleMetrics};
-use crate::policy::client_address::{self, TrustedProxies};
+use crate::policy::client_address::{Peer, TrustedProxies};
 use crate::policy::clients::Clients;
 use crate::policy::connection_limit::{ConnectionLimit, Enforce, Guard};
 use crate::policy::handshake_limit::HandshakeLimit;
@@ -179,12 +179,12 @@ impl Gateway {
 
     /// Whether limits per client address that nobody wrote are enforced against a peer: not against one that is a hop
     /// far more often than a client, and whose clients would share one limit.
-    pub fn enforces_defaults_against(&self, peer: IpAddr, trusted: bool) -> bool {
-        trusted || !client_address::is_hop(peer)
+    pub fn enforces_defaults_against(&self, peer: Peer, trusted: bool) -> bool {
+        trusted || !peer.is_hop()
     }
 
     /// Says once that limits per client address are not enforced, and what to set so that they are.
-    pub fn warn_of_hop(&self, peer: IpAddr) {
+    pub fn warn_of_hop(&self, peer: Peer) {
         if !self.hop_warned.swap(true, Ordering::Relaxed) {
             log::warn!(
                 "the default limits per client address are not enforced against {peer}: it looks like a proxy before \
@@ -265,7 +265,7 @@ impl Rule {
     ///
     /// # Errors
     /// `ClientNotAllowed`.
-    pub fn check_client(&self, client: IpAddr) -> Result<(), Refusal> {
+    pub fn check_client(&self, client: Peer) -> Result<(), Refusal> {
         match &self.clients {
             Some(clients) if !clients.allows(client) => Err(Refusal::ClientNotAllowed),
             _ => Ok(()),

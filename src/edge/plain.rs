@@ -30,7 +30,7 @@ use super::routed::{Routed, note_answer};
 use super::socket::Socket;
 use super::sticky;
 use super::stream::PrereadStream;
-use super::upstreams::{Endpoint, Lease};
+use super::upstreams::{Endpoint, Lease, Target};
 use crate::cause::Refusal;
 use crate::config::AccessLog;
 use crate::policy::client_address::Source;
@@ -230,8 +230,11 @@ impl ProxyHttp for Hooks {
             endpoint.failed(&error);
             Error::because(ErrorType::ConnectError, "look-up", error)
         })?;
-        let address = addresses.first().ok_or_else(|| Error::explain(ErrorType::ConnectError, "no address"))?;
-        let mut peer = HttpPeer::new(*address, false, String::new());
+        let mut peer = match addresses.first() {
+            Some(Target::Tcp(address)) => HttpPeer::new(*address, false, String::new()),
+            Some(Target::Unix(path)) => HttpPeer::new_uds(path, false, String::new())?,
+            None => return Error::e_explain(ErrorType::ConnectError, "no address"),
+        };
         peer.options.connection_timeout = Some(upstream.connect_timeout());
         peer.options.read_timeout = Some(rule.http.idle_timeout);
         peer.options.write_timeout = Some(rule.http.idle_timeout);

@@ -21,10 +21,10 @@ pub struct Request {
     pub authority: Option<Authority>,
     /// Its path as rules compare it: without query, unreserved escapes decoded.
     pub path: String,
-    /// The address of the client.
-    pub client: IpAddr,
-    /// The address of the peer.
-    pub peer: IpAddr,
+    /// The client.
+    pub client: Peer,
+    /// The other end of the connection.
+    pub peer: Peer,
     /// Whether the peer is believed in what its headers say of the client. Behind the PROXY protocol they are the
     /// client's own.
     pub peer_trusted: bool,
@@ -37,8 +37,8 @@ pub struct Request {
 pub struct Unread {
     /// The head.
     pub head: Head,
-    /// The address of the client.
-    pub client: IpAddr,
+    /// The client.
+    pub client: Peer,
     /// Why.
     pub refusal: Refusal,
 }
@@ -63,15 +63,17 @@ impl Request {
     /// listener does not serve.
     pub fn read(
         mut head: Head,
-        peer: IpAddr,
+        peer: Peer,
         named: Option<IpAddr>,
         listener: &config::Listener,
         trusted_proxies: &TrustedProxies,
     ) -> Result<Self, Box<Unread>> {
         let source = &listener.client_address;
-        let peer_trusted = *source != Source::ProxyProtocol && trusted_proxies.contains(Peer::Ip(peer));
-        let client =
-            named.unwrap_or_else(|| client_address::resolve(source, trusted_proxies, peer, &head.request.headers));
+        let peer_trusted = *source != Source::ProxyProtocol && trusted_proxies.contains(peer);
+        let client = match named {
+            Some(address) => address.into(),
+            None => client_address::resolve(source, trusted_proxies, peer, &head.request.headers),
+        };
         let read = |head: &mut Head| {
             if head.request.method == http::Method::CONNECT {
                 return Err(Refusal::ConnectMethod);
@@ -103,7 +105,7 @@ impl Request {
 
     /// Whether the client is known apart from its peer: then limits per client address are meant for it.
     pub fn client_is_known(&self) -> bool {
-        self.peer_trusted || self.client != self.peer
+        self.client.ip().is_some() && (self.peer_trusted || self.client != self.peer)
     }
 
     /// Its host, in lower case and without a port; empty when it has none.

@@ -1,6 +1,6 @@
 //! One connection, from accept to its last request: head, client, rule, and then a tunnel or plain HTTP.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -33,9 +33,8 @@ pub struct Service {
 
 impl Service {
     /// Serves a connection until it ends or becomes a tunnel.
-    pub async fn serve(self: Arc<Self>, listener: Arc<ListenerState>, mut io: Socket, peer: SocketAddr) {
+    pub async fn serve(self: Arc<Self>, listener: Arc<ListenerState>, mut io: Socket, peer: Peer) {
         let gateway = &self.gateway;
-        let peer = peer.ip().to_canonical();
         let Some(descriptor) = gateway.take_descriptor() else {
             return self.refuse(&listener, io, peer, None, Refusal::ProcessConnections).await;
         };
@@ -138,12 +137,12 @@ impl Service {
         &self,
         listener: &ListenerState,
         io: &mut Socket,
-        peer: IpAddr,
+        peer: Peer,
     ) -> Result<(Option<IpAddr>, Bytes), NoHead> {
         if listener.config.client_address != Source::ProxyProtocol {
             return Ok((None, Bytes::new()));
         }
-        if !self.gateway.trusted_proxies.contains(Peer::Ip(peer)) {
+        if !self.gateway.trusted_proxies.contains(peer) {
             return Err(NoHead::Refused(Refusal::ProxyHeader));
         }
         Box::pin(proxy_protocol::read(io, listener.config.head.timeout)).await
@@ -165,14 +164,7 @@ impl Service {
     }
 
     /// Answers a request for which no rule is known.
-    async fn refuse(
-        &self,
-        listener: &ListenerState,
-        io: Socket,
-        peer: IpAddr,
-        record: Option<Record>,
-        refusal: Refusal,
-    ) {
+    async fn refuse(&self, listener: &ListenerState, io: Socket, peer: Peer, record: Option<Record>, refusal: Refusal) {
         self.gateway.no_rule.refused(&refusal);
         record.unwrap_or_else(|| Record::of_peer(&listener.name, peer)).refused(&refusal, None);
         Box::pin(answer::refuse(io, &refusal)).await;

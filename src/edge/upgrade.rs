@@ -27,7 +27,6 @@ use super::upstreams::{ConnectError, Lease, Upstream};
 use crate::cause::Refusal;
 use crate::config::{CompressionMode, WebSocketMode};
 use crate::metrics::SessionMark;
-use crate::policy::client_address;
 use crate::policy::connection_limit::{Denied, Enforce, Guard};
 use crate::policy::origin::Site;
 use crate::policy::reconnects;
@@ -177,7 +176,7 @@ fn admit(
     record: &Record,
     client_descriptor: Guard,
 ) -> Result<(Places, Vec<Parameters>), Refusal> {
-    let key = client_address::limit_key(request.client);
+    let key = request.client.limit_key();
     let by_default = gateway.enforces_defaults_against(request.peer, request.client_is_known());
     if let Some((limit, written)) = rule.handshake_limit() {
         let verdict = limit.check(key, Instant::now()).map_err(Refusal::HandshakeRate);
@@ -516,7 +515,7 @@ pub fn tune_client(io: &Socket) {
 /// Counts a client that comes back, and says who it is for the end of its session.
 fn note_client(gateway: &Gateway, request: &Request, rule: &Rule, cookie: Option<&[u8]>) -> reconnects::Client {
     let user_agent = request.head.request.headers.get(header::USER_AGENT).map_or(&b""[..], |value| value.as_bytes());
-    let client = gateway.reconnects.client(&rule.name, cookie, request.client, user_agent);
+    let client = gateway.reconnects.client(&rule.name, cookie, request.client.limit_key(), user_agent);
     match gateway.reconnects.returns(&client, Instant::now()) {
         Some(reconnects::By::Cookie) => rule.metrics.reconnects_by_cookie.inc(),
         Some(reconnects::By::Address) => rule.metrics.reconnects_by_address.inc(),

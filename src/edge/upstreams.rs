@@ -19,7 +19,7 @@ use crate::metrics::Metrics;
 
 mod endpoint;
 
-pub use endpoint::{Endpoint, Lease};
+pub use endpoint::{Endpoint, Lease, Target};
 
 /// How an upstream chooses among its endpoints.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -67,7 +67,7 @@ pub struct Upstream {
 }
 
 impl Upstream {
-    /// An upstream with these endpoints, each `host:port`, in the order of the file. `connect_timeout` is for one
+    /// An upstream with these endpoints, each `host:port` or `unix:PATH`, in the order of the file. `connect_timeout` is for one
     /// endpoint, over all its addresses and the look-up of its name.
     pub fn new(
         name: &str,

@@ -16,4 +16,5 @@ mod proxy_protocol;
 mod refusals;
 mod shutdown;
 mod support;
+mod unix;
 mod upgrade;

@@ -6,6 +6,7 @@ pub mod config;
 pub mod frames;
 pub mod gateway;
 pub mod http;
+pub mod link;
 pub mod metrics;
 pub mod node;
 pub mod refusal;
