@@ -17,6 +17,8 @@ use crate::edge::plain::PlainProxy;
 use crate::edge::service::Service;
 use crate::events::Event;
 use crate::metrics::Metrics;
+use crate::tls;
+use crate::tls::reload::Reloading;
 use crate::tunnel::sys;
 
 /// How often clients that used nothing of their limits for a while are forgotten, and each session is looked at.
@@ -66,7 +68,9 @@ impl App {
     pub async fn start(config: Config, fallback: AdminFallback) -> io::Result<Self> {
         let descriptors = sys::raise_descriptor_limit().unwrap_or(USUAL_DESCRIPTOR_LIMIT);
         let metrics = Metrics::new();
-        let gateway = Arc::new(Gateway::new(&config, &metrics, descriptors));
+        let gateway = Gateway::new(&config, &metrics, descriptors)
+            .map_err(|(upstream, problems)| unusable(&upstream)(problems))?;
+        let gateway = Arc::new(gateway);
         let (stop, stopped) = watch::channel(false);
         let drain_ordered = watch::Sender::new(false);
         let readiness = Arc::new(Readiness::default());
@@ -76,7 +80,8 @@ impl App {
         let mut bound = Vec::new();
         for config in config.listeners {
             let listener = Listener::bind(&config.bind).map_err(named(&config.name, &config.bind))?;
-            let state = ListenerState { name: config.name.as_str().into(), config };
+            let tls = config.tls.clone().map(Reloading::new).transpose().map_err(unusable(&config.name))?.map(Arc::new);
+            let state = ListenerState { name: config.name.as_str().into(), config, tls };
             bound.push((listener, Arc::new(state)));
         }
         let admin = match &config.admin {
@@ -98,6 +103,9 @@ impl App {
             announce(&state.name, &address);
             listeners.push((state.config.name.clone(), address));
             socket_files.extend(listener.socket_file());
+            if let Some(tls) = &state.tls {
+                tokio::spawn(tls.clone().watch(tell_of_reload(Watched::Listener, &state.config.name, &metrics)));
+            }
             tokio::spawn(listener.serve(state, service.clone(), stopped.clone()));
         }
         let operator = Operator {
@@ -125,6 +133,12 @@ impl App {
             let (registry, metrics) = (gateway.registry.clone(), metrics.clone());
             async move { registry.sweep(SWEEP_EVERY, &metrics).await }
         });
+        for upstream in &gateway.upstreams {
+            if let Some(tls) = upstream.tls() {
+                let tell = tell_of_reload(Watched::Upstream, upstream.name(), &metrics);
+                tokio::spawn(tls.files.clone().watch(tell));
+            }
+        }
         tokio::spawn(sweep(gateway, stopped));
         Ok(Self {
             listeners,
@@ -215,6 +229,46 @@ fn next_ports(port: u16, fallback: AdminFallback) -> impl Iterator<Item = u16> {
 
 fn named(name: &str, address: &dyn fmt::Display) -> impl FnOnce(io::Error) -> io::Error {
     move |error| io::Error::new(error.kind(), format!("cannot listen on {address} ({name}): {error}"))
+}
+
+/// Whose files are read again when they change.
+#[derive(Clone, Copy)]
+enum Watched {
+    Listener,
+    Upstream,
+}
+
+/// Counts and logs what came of files that changed.
+fn tell_of_reload(
+    watched: Watched,
+    name: &str,
+    metrics: &Arc<Metrics>,
+) -> impl Fn(Result<(), Vec<tls::Problem>>) + use<> {
+    let (name, metrics) = (name.to_owned(), metrics.clone());
+    move |outcome| {
+        let (kind, listener, upstream) = match watched {
+            Watched::Listener => ("listener", Some(&*name), None),
+            Watched::Upstream => ("upstream", None, Some(&*name)),
+        };
+        metrics.tls_reloaded(kind, &name, outcome.is_ok());
+        let event = match &outcome {
+            Ok(()) => Event::new("tls_reloaded"),
+            Err(_) => Event::error("tls_reload_failed"),
+        };
+        event
+            .field("listener", listener)
+            .field("upstream", upstream)
+            .field("detail", outcome.err().map(|problems| in_words(&problems)))
+            .emit();
+    }
+}
+
+fn in_words(problems: &[tls::Problem]) -> String {
+    problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+}
+
+fn unusable(name: &str) -> impl FnOnce(Vec<tls::Problem>) -> io::Error {
+    move |problems| io::Error::other(format!("the TLS of {name} cannot be used: {}", in_words(&problems)))
 }
 
 async fn sweep(gateway: Arc<Gateway>, mut stopped: watch::Receiver<bool>) {

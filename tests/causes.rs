@@ -131,7 +131,7 @@ every!(refusal_variant, REFUSAL_VARIANTS, Refusal:
     UpgradeOverHttp10 ConnectMethod HeadTimeout HeadTooLarge UnsupportedVersion UpgradeRequired UpgradeDenied
     ClientNotAllowed OriginNotAllowed NoRule BodyTooLarge HostNotServed HandshakeRate ConnectionsPerIp ConnectionsTotal ProcessConnections Draining
     UpstreamUnreachable UpstreamMalformed UpstreamInvalidUpgrade UpstreamTimeout UpstreamAnswered ClientGone
-    ProxyHeader
+    ProxyHeader TlsHandshake CleartextOnTls
 );
 
 every!(cause_variant, CAUSE_VARIANTS, Cause:

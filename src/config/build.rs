@@ -19,7 +19,7 @@ use super::raw::{
 use super::raw_rule::RawRule;
 use super::units::{Count, Size, Span};
 use super::yaml::Source;
-use super::{effective, files, ranges, warnings};
+use super::{build_tls, effective, files, ranges, warnings};
 use crate::policy::client_address::{Source as AddressSource, TrustedProxies};
 use crate::policy::route::{parse_authority, parse_hosts};
 use crate::policy::token::Token;
@@ -114,13 +114,13 @@ pub fn check_rules(source: &Source, faults: &mut Vec<ConfigFault>) {
 }
 
 /// Gathers faults of one file.
-struct Report<'a> {
-    source: &'a Source,
+pub(super) struct Report<'a> {
+    pub(super) source: &'a Source,
     faults: &'a mut Vec<ConfigFault>,
 }
 
 impl Report<'_> {
-    fn extend(&mut self, base: &KeyPath, faults: impl IntoIterator<Item = Fault>) {
+    pub(super) fn extend(&mut self, base: &KeyPath, faults: impl IntoIterator<Item = Fault>) {
         let source = self.source;
         self.faults
             .extend(faults.into_iter().map(|fault| source.fault(&base.join(&fault.key), fault.found, fault.allowed)));
@@ -184,7 +184,8 @@ fn listeners(raw: &[RawListener], report: &mut Report<'_>) -> Vec<Listener> {
                 AddressSource::Header,
             ),
         };
-        listeners.push(Listener { name, bind, hosts, head, client_address });
+        let tls = raw.tls.as_ref().map(|raw| build_tls::listener(raw, &base.key("tls"), report));
+        listeners.push(Listener { name, bind, hosts, head, client_address, tls });
     }
     listeners
 }
@@ -264,12 +265,13 @@ fn upstreams(raw: &[RawUpstream], report: &mut Report<'_>) -> Vec<Upstream> {
         }
         let connect_timeout = raw.connect_timeout.unwrap_or(CONNECT_TIMEOUT).0;
         report.extend(&base, range::span("connect_timeout", connect_timeout, &ranges::CONNECT_TIMEOUT));
+        let tls = raw.tls.as_ref().map(|raw| build_tls::upstream(raw, &endpoints, &base.key("tls"), report));
         let balance = match raw.balance {
             None | Some(RawBalance::LeastConnections) => Balance::LeastConnections,
             Some(RawBalance::RoundRobin) => Balance::RoundRobin,
             Some(RawBalance::Hash) => Balance::Hash,
         };
-        upstreams.push(Upstream { name, endpoints, balance, connect_timeout });
+        upstreams.push(Upstream { name, endpoints, balance, connect_timeout, tls });
     }
     upstreams
 }

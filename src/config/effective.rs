@@ -89,6 +89,20 @@ fn items(list: &mut Value) -> impl Iterator<Item = &mut Value> {
 /// What a listener's paths lead to, and the defaults of what is there only with something else.
 fn place_listener(listener: &mut Value, main: &Source) {
     make_socket_absolute(listener.get_mut("bind"), main);
+    if let Some(tls) = listener.get_mut("tls") {
+        *tls = over(&json!({ "min_version": "1.2" }), Some(tls));
+        make_absolute(tls, "client_ca_file", main);
+        for pair in tls.get_mut("certificates").into_iter().flat_map(items) {
+            for key in ["cert_file", "key_file"] {
+                make_absolute(pair, key, main);
+            }
+        }
+        if let Value::Object(tls) = tls
+            && tls.contains_key("client_ca_file")
+        {
+            tls.entry("client_auth").or_insert_with(|| json!("required"));
+        }
+    }
     let is_unix = listener.get("bind").and_then(Value::as_str).is_some_and(|bind| bind.starts_with(files::UNIX));
     if let (true, Value::Object(listener)) = (is_unix, listener) {
         listener.entry("mode").or_insert_with(|| json!("0660"));
@@ -97,6 +111,11 @@ fn place_listener(listener: &mut Value, main: &Source) {
 
 /// What an upstream's paths lead to.
 fn place_upstream(upstream: &mut Value, main: &Source) {
+    if let Some(tls) = upstream.get_mut("tls") {
+        for key in ["ca_file", "cert_file", "key_file"] {
+            make_absolute(tls, key, main);
+        }
+    }
     for endpoint in upstream.get_mut("endpoints").into_iter().flat_map(items) {
         make_socket_absolute(Some(endpoint), main);
     }

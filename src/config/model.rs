@@ -20,6 +20,8 @@ use crate::policy::route::{HostPattern, Matcher};
 use crate::policy::stickiness::{HashKey, StickyCookie};
 use crate::policy::token::Token;
 use crate::policy::{handshake_limit, keepalive, message, slow_client};
+use crate::tls::client::ClientFiles;
+use crate::tls::server::ServerFiles;
 
 /// All of a gateway's settings.
 #[derive(Clone, Debug)]
@@ -86,6 +88,8 @@ pub struct Listener {
     pub head: HeadLimits,
     /// Where a trusted peer names the client.
     pub client_address: Source,
+    /// Its TLS; `None` is cleartext.
+    pub tls: Option<ServerFiles>,
 }
 
 /// Where a listener listens.
@@ -133,6 +137,17 @@ pub struct Upstream {
     pub balance: Balance,
     /// How long a connection may take to be made.
     pub connect_timeout: Duration,
+    /// Its TLS; `None` is cleartext.
+    pub tls: Option<UpstreamTls>,
+}
+
+/// TLS to an upstream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UpstreamTls {
+    /// The name that is asked for and that its certificate must have; `None`: each endpoint's own.
+    pub sni: Option<String>,
+    /// Its files.
+    pub files: ClientFiles,
 }
 
 /// How an endpoint is chosen.

@@ -10,6 +10,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::Deserialize;
 
 use super::raw_rule::RawRule;
+use super::raw_tls::{RawListenerTls, RawUpstreamTls};
 use super::units::{Count, Size, Span};
 
 /// The main file of Sluicegate.
@@ -86,6 +87,8 @@ pub struct RawListener {
     /// header with one address. Default: `x_forwarded_for`. One that the hop in front does not write itself is the
     /// client's to forge.
     pub client_address: Option<RawClientAddress>,
+    /// TLS. Default: none, so that clients are served in the clear.
+    pub tls: Option<RawListenerTls>,
 }
 
 /// Limits of a request's head.
@@ -185,6 +188,8 @@ pub struct RawUpstream {
     /// How long a connection may take to be made. Default 5s, 10ms to 5m. Short fails on a lost packet; long keeps
     /// clients waiting for a dead endpoint.
     pub connect_timeout: Option<Span>,
+    /// TLS to its endpoints, which are always verified. Default: none, so that they are spoken to in the clear.
+    pub tls: Option<RawUpstreamTls>,
 }
 
 /// How an endpoint is chosen.

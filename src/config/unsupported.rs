@@ -9,10 +9,10 @@ use super::yaml::Source;
 /// Keys by the place of the mapping that they stand in. `[]` is any index; `defaults` has those of a rule.
 const KEYS: [(&str, &[&str]); 7] = [
     ("", &["backplane", "upgrade_socket"]),
-    ("listeners[]", &["http2", "tls"]),
+    ("listeners[]", &["http2"]),
     ("probes", &["prestop_token_file"]),
     ("limits", &["memory"]),
-    ("upstreams[]", &["tls", "health_check", "slow_start", "admission"]),
+    ("upstreams[]", &["health_check", "slow_start", "admission"]),
     ("rules[]", &["backplane"]),
     ("rules[].slow_client", &["max_queue_bytes", "max_queue_messages"]),
 ];

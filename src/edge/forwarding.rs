@@ -11,6 +11,8 @@ use crate::policy::rewrite::Rewrite;
 use crate::ws::handshake::list;
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const CLIENT_CERT: HeaderName = HeaderName::from_static("client-cert");
+const CLIENT_CERT_CHAIN: HeaderName = HeaderName::from_static("client-cert-chain");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
@@ -134,7 +136,14 @@ pub fn tell_client(upstream: &mut RequestHeader, request: &Request, source: &Sou
         }
     }
     if !(request.peer_trusted && came.contains_key(&X_FORWARDED_PROTO)) {
-        set(upstream, &X_FORWARDED_PROTO, "http");
+        set(upstream, &X_FORWARDED_PROTO, if request.tls { "https" } else { "http" });
+    }
+    // Whoever sent it: only a certificate that was verified here is told. RFC 9440 §4.
+    for name in [&CLIENT_CERT, &CLIENT_CERT_CHAIN] {
+        upstream.remove_header(name);
+    }
+    if let Some(identity) = &request.identity {
+        insert(upstream, &CLIENT_CERT, identity.clone());
     }
     if !(request.peer_trusted && came.contains_key(&X_FORWARDED_HOST)) {
         match came.get(header::HOST) {

@@ -49,12 +49,18 @@ pub enum NoHead {
     Refused(Refusal),
 }
 
-/// Reads the next head. `read` is what was read of it already; `first` says whether a silent client is told so.
+/// Reads the next head by `deadline`. `read` is what was read of it already; `first` says whether a silent client is told
+/// so.
 ///
 /// # Errors
 /// `HeadTimeout`, `HeadTooLarge`, `MalformedRequest`; or quiet when the connection ended between two requests.
-pub async fn read(io: &mut Socket, read: Bytes, limits: &HeadLimits, first: bool) -> Result<Head, NoHead> {
-    let deadline = Instant::now() + limits.timeout;
+pub async fn read(
+    io: &mut Socket,
+    read: Bytes,
+    limits: &HeadLimits,
+    deadline: Instant,
+    first: bool,
+) -> Result<Head, NoHead> {
     let mut bytes = BytesMut::from(read);
     let mut progress = Progress::default();
     loop {

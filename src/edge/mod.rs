@@ -19,5 +19,6 @@ pub mod service;
 pub mod socket;
 pub mod sticky;
 pub mod stream;
+pub mod tls_accept;
 pub mod upgrade;
 pub mod upstreams;

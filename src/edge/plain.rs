@@ -235,6 +235,9 @@ impl ProxyHttp for Hooks {
             Some(Target::Unix(path)) => HttpPeer::new_uds(path, false, String::new())?,
             None => return Error::e_explain(ErrorType::ConnectError, "no address"),
         };
+        if let Some(tls) = endpoint.tls() {
+            tls.prepare(&mut peer).map_err(|error| Error::because(ErrorType::ConnectError, "TLS", error))?;
+        }
         peer.options.connection_timeout = Some(upstream.connect_timeout());
         peer.options.read_timeout = Some(rule.http.idle_timeout);
         peer.options.write_timeout = Some(rule.http.idle_timeout);
@@ -382,7 +385,7 @@ impl ProxyHttp for Hooks {
         if let Some(plain) = ctx.as_mut().filter(|_| !answered) {
             plain.alarm = None;
             plain.refused = true;
-            plain.routed.record.refused(&refusal, None);
+            plain.routed.record.refused(&refusal, tls_detail(error));
             plain.routed.rule.metrics.refused(&refusal);
             let silent = timed_out || brought_no_answer(error);
             if let Some(endpoint) = plain.tried.last().filter(|_| silent) {
@@ -435,6 +438,15 @@ impl ProxyHttp for Hooks {
     ) -> bool {
         true
     }
+}
+
+/// Why TLS to the upstream failed, where it did. Pingora tells no more of it than a text.
+fn tls_detail(error: &Error) -> Option<&'static str> {
+    let is_tls = *error.etype() == ErrorType::TLSHandshakeFailure;
+    is_tls.then(|| match error.to_string().contains("invalid peer certificate") {
+        true => "the certificate is not valid here",
+        false => "the TLS handshake failed",
+    })
 }
 
 /// Whether an endpoint that was connected to brought no answer: it hung, broke off, or spoke no HTTP. A client that goes

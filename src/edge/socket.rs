@@ -120,6 +120,11 @@ impl Socket {
         }
     }
 
+    /// Whether it is under TLS.
+    pub fn is_tls(&self) -> bool {
+        matches!(self, Self::Tls(_))
+    }
+
     /// The TCP connection that carries it, where one does.
     pub fn tcp(&self) -> Option<&TcpStream> {
         match self.transport() {

@@ -71,11 +71,12 @@ pub async fn serve(
 ) {
     let Routed { request, rule, upstream: to, choice, record } = routed;
     let metrics = rule.metrics.clone();
-    let refuse = async |io: Socket, refusal: Refusal| {
+    let refuse_because = async |io: Socket, refusal: Refusal, detail: Option<&str>| {
         metrics.refused(&refusal);
-        record.refused(&refusal, None);
+        record.refused(&refusal, detail);
         answer::refuse(io, &refusal).await;
     };
+    let refuse = async |io: Socket, refusal: Refusal| refuse_because(io, refusal, None).await;
     let (places, offers) = match admit(gateway, &request, &rule, &record, client_descriptor) {
         Ok(admitted) => admitted,
         Err(refusal) => return refuse(io, refusal).await,
@@ -83,12 +84,12 @@ pub async fn serve(
     let asked = tokio::select! {
         biased;
         asked = ask(&request, &rule, &to, &choice, listener, &offers) => asked,
-        refusal = watch(&mut io) => Err(refusal),
-        () = gateway.refusing() => Err(Refusal::Draining),
+        refusal = watch(&mut io) => Err(refusal.into()),
+        () = gateway.refusing() => Err(Refusal::Draining.into()),
     };
     let mut asked = match asked {
         Ok(asked) => asked,
-        Err(refusal) => return refuse(io, refusal).await,
+        Err(Unasked { refusal, detail }) => return refuse_because(io, refusal, detail).await,
     };
     let cookie = sticky::set_cookie(&rule, &to, &request, &choice, asked.lease.endpoint());
     if let Some(cookie) = &cookie {
@@ -298,6 +299,18 @@ struct Asked {
     offers: Vec<Parameters>,
 }
 
+/// Why no upstream answered, and what the log says besides.
+struct Unasked {
+    refusal: Refusal,
+    detail: Option<&'static str>,
+}
+
+impl From<Refusal> for Unasked {
+    fn from(refusal: Refusal) -> Self {
+        Self { refusal, detail: None }
+    }
+}
+
 async fn ask(
     request: &Request,
     rule: &Rule,
@@ -305,10 +318,13 @@ async fn ask(
     choice: &Choice,
     listener: &ListenerState,
     offers: &[Parameters],
-) -> Result<Asked, Refusal> {
-    let (stream, lease) = to.connect(&choice.preference).await.map_err(|error| match error {
-        ConnectError::Timeout(_) => Refusal::UpstreamTimeout,
-        ConnectError::Unreachable(_) => Refusal::UpstreamUnreachable,
+) -> Result<Asked, Unasked> {
+    let (stream, lease) = to.connect(&choice.preference).await.map_err(|error| Unasked {
+        refusal: match error {
+            ConnectError::Timeout(_) => Refusal::UpstreamTimeout,
+            ConnectError::Unreachable(_) => Refusal::UpstreamUnreachable,
+        },
+        detail: error.detail(),
     })?;
     let offers = if rule.compression == CompressionMode::Passthrough { offers } else { &[] }.to_vec();
     let sent = Box::new(upstream_request(request, rule, listener, &offers)?);
@@ -331,9 +347,9 @@ async fn ask(
     }
     match answer {
         Ok(Ok(answer)) => Ok(Asked { session, answer, lease, sent, offers }),
-        Ok(Err(error)) if *error.etype() == ErrorType::InvalidHTTPHeader => Err(Refusal::UpstreamMalformed),
-        Ok(Err(_)) => Err(Refusal::UpstreamUnreachable),
-        Err(_) => Err(Refusal::UpstreamTimeout),
+        Ok(Err(error)) if *error.etype() == ErrorType::InvalidHTTPHeader => Err(Refusal::UpstreamMalformed.into()),
+        Ok(Err(_)) => Err(Refusal::UpstreamUnreachable.into()),
+        Err(_) => Err(Refusal::UpstreamTimeout.into()),
     }
 }
 

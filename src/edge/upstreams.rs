@@ -16,10 +16,13 @@ use sha2::{Digest as _, Sha256};
 
 use super::socket::Socket;
 use crate::metrics::Metrics;
+use crate::tls::failure;
 
 mod endpoint;
+mod secure;
 
 pub use endpoint::{Endpoint, Lease, Target};
+pub use secure::UpstreamTls;
 
 /// How an upstream chooses among its endpoints.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -55,6 +58,16 @@ pub enum ConnectError {
     Unreachable(#[source] io::Error),
 }
 
+impl ConnectError {
+    /// Why TLS failed, in words of ours, where it did.
+    pub fn detail(&self) -> Option<&'static str> {
+        match self {
+            Self::Timeout(_) => None,
+            Self::Unreachable(error) => failure::reason(error),
+        }
+    }
+}
+
 /// One upstream of the configuration.
 #[derive(Debug)]
 pub struct Upstream {
@@ -63,6 +76,7 @@ pub struct Upstream {
     ring: Ring,
     balance: Balance,
     connect_timeout: Duration,
+    tls: Option<UpstreamTls>,
     turn: AtomicUsize,
 }
 
@@ -74,12 +88,16 @@ impl Upstream {
         endpoints: Vec<String>,
         balance: Balance,
         connect_timeout: Duration,
+        tls: Option<UpstreamTls>,
         metrics: &Metrics,
     ) -> Self {
-        let endpoints =
-            endpoints.into_iter().map(|address| Arc::new(Endpoint::new(name, address, metrics))).collect::<Vec<_>>();
+        let endpoints = endpoints.into_iter().map(|address| {
+            let tls = tls.as_ref().map(|tls| tls.of_endpoint(&address));
+            Arc::new(Endpoint::new(name, address, tls, metrics))
+        });
+        let endpoints = endpoints.collect::<Vec<_>>();
         let ring = Ring::new(&endpoints);
-        Self { name: name.to_owned(), endpoints, ring, balance, connect_timeout, turn: AtomicUsize::new(0) }
+        Self { name: name.to_owned(), endpoints, ring, balance, connect_timeout, tls, turn: AtomicUsize::new(0) }
     }
 
     /// Its name in the configuration.
@@ -95,6 +113,11 @@ impl Upstream {
     /// How it chooses among its endpoints.
     pub fn balance(&self) -> Balance {
         self.balance
+    }
+
+    /// Its TLS; `None` is cleartext.
+    pub fn tls(&self) -> Option<&UpstreamTls> {
+        self.tls.as_ref()
     }
 
     /// Its endpoints, in the order of the file.
@@ -213,7 +236,7 @@ mod tests {
     fn upstream(endpoints: &[&str], balance: Balance) -> (Arc<Metrics>, Upstream) {
         let metrics = Metrics::new();
         let endpoints = endpoints.iter().map(|endpoint| (*endpoint).to_owned()).collect();
-        let upstream = Upstream::new("chat", endpoints, balance, TIMEOUT, &metrics);
+        let upstream = Upstream::new("chat", endpoints, balance, TIMEOUT, None, &metrics);
         (metrics, upstream)
     }
 
@@ -348,7 +371,7 @@ mod tests {
         }
         let metrics = Metrics::new();
         let timeout = Duration::from_millis(100);
-        let upstream = Upstream::new("chat", vec![full], Balance::LeastConnections, timeout, &metrics);
+        let upstream = Upstream::new("chat", vec![full], Balance::LeastConnections, timeout, None, &metrics);
         assert!(
             matches!(upstream.connect(&Preference::None).await, Err(ConnectError::Timeout(found)) if found == timeout)
         );

@@ -16,5 +16,7 @@ mod proxy_protocol;
 mod refusals;
 mod shutdown;
 mod support;
+mod tls;
 mod unix;
 mod upgrade;
+mod upstream_tls;

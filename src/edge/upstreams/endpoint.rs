@@ -11,6 +11,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
 
+use super::secure::EndpointTls;
 use crate::edge::socket::Socket;
 use crate::metrics::Metrics;
 
@@ -45,6 +46,7 @@ pub struct Endpoint {
     address: String,
     /// Where it is, when that needs no look-up.
     literal: Option<Target>,
+    tls: Option<EndpointTls>,
     resolved: Arc<Mutex<Option<Resolved>>>,
     /// Which address of a name is tried first.
     turn: AtomicUsize,
@@ -98,12 +100,13 @@ struct Resolved {
 }
 
 impl Endpoint {
-    pub(super) fn new(upstream: &str, address: String, metrics: &Metrics) -> Self {
+    pub(super) fn new(upstream: &str, address: String, tls: Option<EndpointTls>, metrics: &Metrics) -> Self {
         let healthy = metrics.upstream_healthy(upstream, &address);
         healthy.set(1);
         Self {
             upstream: upstream.to_owned(),
             literal: Target::read(&address),
+            tls,
             resolved: Arc::default(),
             turn: AtomicUsize::new(0),
             active: AtomicUsize::new(0),
@@ -209,7 +212,7 @@ impl Endpoint {
         Ok(addresses)
     }
 
-    /// Connects to one of its addresses within `within`, and remembers whether that was possible.
+    /// Connects to one of its addresses within `within`, the TLS handshake included, and remembers whether that was possible.
     ///
     /// # Errors
     /// `TimedOut` when no address answered in time, else the last address' error.
@@ -233,12 +236,25 @@ impl Endpoint {
             // A share of the time each, so that one address that swallows packets does not use it up.
             let shares = u32::try_from(addresses.len() - index).unwrap_or(u32::MAX);
             let share = deadline.saturating_duration_since(Instant::now()) / shares;
-            match timeout(share, address.connect()).await.map_err(timed_out).flatten() {
+            match timeout(share, self.connect_to(address)).await.map_err(timed_out).flatten() {
                 Ok(stream) => return Ok(stream),
                 Err(error) => last_error = Some(error),
             }
         }
         Err(last_error.unwrap_or_else(|| io::Error::other("the endpoint has no address")))
+    }
+
+    async fn connect_to(&self, target: &Target) -> io::Result<Socket> {
+        let socket = target.connect().await?;
+        match &self.tls {
+            Some(tls) => Box::pin(tls.connect(socket)).await,
+            None => Ok(socket),
+        }
+    }
+
+    /// Its TLS; `None` is cleartext.
+    pub fn tls(&self) -> Option<&EndpointTls> {
+        self.tls.as_ref()
     }
 
     /// Remembers that it took a connection.
@@ -337,7 +353,7 @@ mod tests {
     use super::*;
 
     fn endpoint(address: &str) -> Arc<Endpoint> {
-        Arc::new(Endpoint::new("chat", address.to_owned(), &Metrics::new()))
+        Arc::new(Endpoint::new("chat", address.to_owned(), None, &Metrics::new()))
     }
 
     #[tokio::test]

@@ -103,6 +103,26 @@ impl Client {
         }
     }
 
+    /// The next head, unless the connection ends before it, however it does.
+    pub fn head_if_any(&mut self) -> Option<Head> {
+        loop {
+            if let Some((head, len)) = Head::parse(&self.read) {
+                self.read.drain(..len);
+                return Some(head);
+            }
+            let mut buffer = [0; 4096];
+            match self.stream.read(&mut buffer) {
+                Ok(0) | Err(_) => return None,
+                Ok(len) => self.read.extend_from_slice(&buffer[..len]),
+            }
+        }
+    }
+
+    /// Reads and drops what comes until the connection ends, however it does.
+    pub fn read_to_any_end(&mut self) {
+        while matches!(self.stream.read(&mut [0; 4096]), Ok(1..)) {}
+    }
+
     /// The head of an answer.
     pub fn answer_head(&mut self) -> Head {
         self.head().expect("an answer")
