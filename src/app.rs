@@ -1,5 +1,6 @@
 //! A configuration brought to life: listeners, the admin endpoint, and their end in good order.
 
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -11,12 +12,14 @@ use tokio::sync::watch;
 use crate::admin::{self, AdminState, Operator, Readiness};
 use crate::config::{self, Config, Shutdown};
 use crate::edge::gateway::{Gateway, ListenerState};
-use crate::edge::listener;
+use crate::edge::listener::{self, Listener, SocketFile};
 use crate::edge::memory;
 use crate::edge::plain::PlainProxy;
 use crate::edge::service::Service;
 use crate::events::Event;
 use crate::metrics::Metrics;
+use crate::tls;
+use crate::tls::reload::Reloading;
 use crate::tunnel::sys;
 
 /// How often clients that used nothing of their limits for a while are forgotten, and each session is looked at.
@@ -37,7 +40,7 @@ const USUAL_DESCRIPTOR_LIMIT: u64 = 1024;
 /// A gateway that runs.
 pub struct App {
     /// The listeners' names and addresses.
-    pub listeners: Vec<(String, SocketAddr)>,
+    pub listeners: Vec<(String, String)>,
     /// Where the admin endpoint is.
     pub admin: Option<SocketAddr>,
     service: Arc<Service>,
@@ -45,6 +48,8 @@ pub struct App {
     shutdown: Shutdown,
     drain_ordered: watch::Sender<bool>,
     stop: watch::Sender<bool>,
+    /// The files of Unix sockets, which are removed with it.
+    _socket_files: Vec<SocketFile>,
 }
 
 /// What to do when the admin address is taken.
@@ -64,7 +69,9 @@ impl App {
     pub async fn start(config: Config, fallback: AdminFallback) -> io::Result<Self> {
         let descriptors = sys::raise_descriptor_limit().unwrap_or(USUAL_DESCRIPTOR_LIMIT);
         let metrics = Metrics::new();
-        let gateway = Arc::new(Gateway::new(&config, &metrics, descriptors));
+        let gateway = Gateway::new(&config, &metrics, descriptors)
+            .map_err(|(upstream, problems)| unusable(&upstream)(problems))?;
+        let gateway = Arc::new(gateway);
         let (stop, stopped) = watch::channel(false);
         if let Some(limit_bytes) = config.limits.memory_bytes {
             let cannot = |error| io::Error::other(format!("cannot watch the memory (limits.memory): {error}"));
@@ -77,16 +84,17 @@ impl App {
 
         let mut bound = Vec::new();
         for config in config.listeners {
-            let listener = listener::bind(config.bind).map_err(named(&config.name, config.bind))?;
-            let state = ListenerState { name: config.name.as_str().into(), config };
+            let listener = Listener::bind(&config.bind).map_err(named(&config.name, &config.bind))?;
+            let tls = config.tls.clone().map(Reloading::new).transpose().map_err(unusable(&config.name))?.map(Arc::new);
+            let state = ListenerState { name: config.name.as_str().into(), config, tls };
             bound.push((listener, Arc::new(state)));
         }
         let admin = match &config.admin {
-            Some(config::Admin { bind, .. }) => Some(bind_admin(*bind, fallback).map_err(named("admin", *bind))?),
+            Some(config::Admin { bind, .. }) => Some(bind_admin(*bind, fallback).map_err(named("admin", bind))?),
             None => None,
         };
         let probes = match config.probes {
-            Some(bind) => Some(listener::bind(bind).map_err(named("probes", bind))?),
+            Some(bind) => Some(listener::bind(bind).map_err(named("probes", &bind))?),
             None => None,
         };
 
@@ -94,11 +102,16 @@ impl App {
         readiness.set_started();
         metrics.config_loaded(SystemTime::now());
         let mut listeners = Vec::new();
+        let mut socket_files = Vec::new();
         for (listener, state) in bound {
-            let address = listener.local_addr()?;
-            announce(&state.name, address);
+            let address = listener.address()?;
+            announce(&state.name, &address);
             listeners.push((state.config.name.clone(), address));
-            tokio::spawn(listener::accept(listener, state, service.clone(), stopped.clone()));
+            socket_files.extend(listener.socket_file());
+            if let Some(tls) = &state.tls {
+                tokio::spawn(tls.clone().watch(tell_of_reload(Watched::Listener, &state.config.name, &metrics)));
+            }
+            tokio::spawn(listener.serve(state, service.clone(), stopped.clone()));
         }
         let operator = Operator {
             token: config.admin.and_then(|admin| admin.token),
@@ -109,7 +122,7 @@ impl App {
         let serve_admin = |name: &str, listener: Option<TcpListener>, operator: Option<Operator>| {
             let Some(listener) = listener else { return Ok::<_, io::Error>(None) };
             let address = listener.local_addr()?;
-            announce(name, address);
+            announce(name, &address.to_string());
             let state = AdminState { metrics: metrics.clone(), readiness: readiness.clone(), operator };
             tokio::spawn(admin::serve(listener, Arc::new(state), stopped.clone()));
             Ok(Some(address))
@@ -125,8 +138,23 @@ impl App {
             let (registry, metrics) = (gateway.registry.clone(), metrics.clone());
             async move { registry.sweep(SWEEP_EVERY, &metrics).await }
         });
+        for upstream in &gateway.upstreams {
+            if let Some(tls) = upstream.tls() {
+                let tell = tell_of_reload(Watched::Upstream, upstream.name(), &metrics);
+                tokio::spawn(tls.files.clone().watch(tell));
+            }
+        }
         tokio::spawn(sweep(gateway, stopped));
-        Ok(Self { listeners, admin, service, readiness, shutdown: config.shutdown, drain_ordered, stop })
+        Ok(Self {
+            listeners,
+            admin,
+            service,
+            readiness,
+            shutdown: config.shutdown,
+            drain_ordered,
+            stop,
+            _socket_files: socket_files,
+        })
     }
 
     /// Resolves when an operator has asked for the drain.
@@ -178,7 +206,7 @@ impl App {
     }
 }
 
-fn announce(name: &str, address: SocketAddr) {
+fn announce(name: &str, address: &str) {
     Event::new("listening").field("listener", name).field("address", address).emit();
 }
 
@@ -204,8 +232,48 @@ fn next_ports(port: u16, fallback: AdminFallback) -> impl Iterator<Item = u16> {
     next.into_iter().flatten()
 }
 
-fn named(name: &str, address: SocketAddr) -> impl FnOnce(io::Error) -> io::Error {
+fn named(name: &str, address: &dyn fmt::Display) -> impl FnOnce(io::Error) -> io::Error {
     move |error| io::Error::new(error.kind(), format!("cannot listen on {address} ({name}): {error}"))
+}
+
+/// Whose files are read again when they change.
+#[derive(Clone, Copy)]
+enum Watched {
+    Listener,
+    Upstream,
+}
+
+/// Counts and logs what came of files that changed.
+fn tell_of_reload(
+    watched: Watched,
+    name: &str,
+    metrics: &Arc<Metrics>,
+) -> impl Fn(Result<(), Vec<tls::Problem>>) + use<> {
+    let (name, metrics) = (name.to_owned(), metrics.clone());
+    move |outcome| {
+        let (kind, listener, upstream) = match watched {
+            Watched::Listener => ("listener", Some(&*name), None),
+            Watched::Upstream => ("upstream", None, Some(&*name)),
+        };
+        metrics.tls_reloaded(kind, &name, outcome.is_ok());
+        let event = match &outcome {
+            Ok(()) => Event::new("tls_reloaded"),
+            Err(_) => Event::error("tls_reload_failed"),
+        };
+        event
+            .field("listener", listener)
+            .field("upstream", upstream)
+            .field("detail", outcome.err().map(|problems| in_words(&problems)))
+            .emit();
+    }
+}
+
+fn in_words(problems: &[tls::Problem]) -> String {
+    problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+}
+
+fn unusable(name: &str) -> impl FnOnce(Vec<tls::Problem>) -> io::Error {
+    move |problems| io::Error::other(format!("the TLS of {name} cannot be used: {}", in_words(&problems)))
 }
 
 async fn sweep(gateway: Arc<Gateway>, mut stopped: watch::Receiver<bool>) {

@@ -104,6 +104,10 @@ pub enum Refusal {
     ClientGone,
     /// A listener that reads the PROXY protocol was sent no sound header, or by a peer that is not trusted.
     ProxyHeader,
+    /// The client did not finish the TLS handshake in time, or it failed.
+    TlsHandshake,
+    /// A request in the clear on a listener with TLS.
+    CleartextOnTls,
 }
 
 /// A row of the table of refusals.
@@ -125,7 +129,7 @@ const fn refusal(name: &'static str, policy: &'static str, status: u16, title: &
 
 impl Refusal {
     /// One of each, in the order of the table.
-    pub const ALL: [Self; 34] = [
+    pub const ALL: [Self; 36] = [
         Self::MalformedRequest,
         Self::BadHost,
         Self::BadPath,
@@ -160,6 +164,8 @@ impl Refusal {
         Self::UpstreamAnswered(401),
         Self::ClientGone,
         Self::ProxyHeader,
+        Self::TlsHandshake,
+        Self::CleartextOnTls,
     ];
 
     /// This refusal's row.
@@ -224,6 +230,13 @@ impl Refusal {
                 status: None,
                 title: "no sound PROXY header of a trusted peer; closed without an answer",
             },
+            Self::TlsHandshake => RefusalRow {
+                name: "tls_handshake",
+                policy: "tls",
+                status: None,
+                title: "the TLS handshake failed; closed without an answer",
+            },
+            Self::CleartextOnTls => refusal("cleartext_on_tls", "tls", 400, "this port is for HTTPS"),
         }
     }
 }

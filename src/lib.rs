@@ -14,6 +14,7 @@ pub mod edge;
 pub mod events;
 pub mod metrics;
 pub mod policy;
+pub mod tls;
 pub mod tools;
 pub mod tunnel;
 pub mod ws;

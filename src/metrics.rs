@@ -48,6 +48,7 @@ pub struct Metrics {
     upstream_connections: IntGaugeVec,
     upstream_healthy: IntGaugeVec,
     log_lines_dropped: IntCounter,
+    tls_reloads: IntCounterVec,
     resident_bytes: IntGauge,
     reload_successful: IntGauge,
     reload_success_timestamp: IntGauge,
@@ -106,6 +107,13 @@ impl Metrics {
             &registry,
             IntCounter::new("sluicegate_log_lines_dropped_total", "Log lines dropped because standard error is slow"),
         );
+        let tls_reloads = register(
+            &registry,
+            IntCounterVec::new(
+                Opts::new("sluicegate_tls_reloads_total", "Changed certificates, keys and CAs that were read again"),
+                &["kind", "name", "result"],
+            ),
+        );
         let resident_bytes = register(
             &registry,
             IntGauge::new("sluicegate_process_resident_bytes", "Resident memory of the process, in bytes"),
@@ -132,6 +140,7 @@ impl Metrics {
             upstream_connections,
             upstream_healthy,
             log_lines_dropped,
+            tls_reloads,
             resident_bytes,
             reload_successful,
             reload_success_timestamp,
@@ -167,6 +176,11 @@ impl Metrics {
     /// The gauge of connections to one endpoint.
     pub fn upstream_connections(&self, upstream: &str, endpoint: &str) -> IntGauge {
         self.upstream_connections.with_label_values(&[upstream, endpoint])
+    }
+
+    /// Counts certificates, keys and CAs that changed: `kind` is listener or upstream, `name` whose they are.
+    pub fn tls_reloaded(&self, kind: &'static str, name: &str, sound: bool) {
+        self.tls_reloads.with_label_values(&[kind, name, if sound { "ok" } else { "failed" }]).inc();
     }
 
     /// The gauge of one endpoint's health.

@@ -132,7 +132,7 @@ every!(refusal_variant, REFUSAL_VARIANTS, Refusal:
     ClientNotAllowed OriginNotAllowed NoRule BodyTooLarge HostNotServed HandshakeRate ConnectionsPerIp ConnectionsTotal ProcessConnections
     ProcessMemory Draining
     UpstreamUnreachable UpstreamMalformed UpstreamInvalidUpgrade UpstreamTimeout UpstreamAnswered ClientGone
-    ProxyHeader
+    ProxyHeader TlsHandshake CleartextOnTls
 );
 
 every!(cause_variant, CAUSE_VARIANTS, Cause:

@@ -177,6 +177,19 @@ fn what_nginx_directives_become_is_sound() {
     assert!(seen > 25, "{seen}");
 }
 
+/// The certificates that examples name, of a CA that is none of theirs: what `check` reads of one it reads of all.
+fn issue(folder: &std::path::Path) {
+    std::fs::create_dir(folder.join("tls")).expect("a folder");
+    let names =
+        ["tls/chat.example.com", "tls/wildcard.example.org", "tls/machines", "tls/clients", "internal-ca", "gateway"];
+    for name in names {
+        let rcgen::CertifiedKey { cert, signing_key } =
+            rcgen::generate_simple_self_signed(["example.org".to_owned()]).expect("a certificate");
+        std::fs::write(folder.join(format!("{name}.crt")), cert.pem()).expect("a certificate");
+        std::fs::write(folder.join(format!("{name}.key")), signing_key.serialize_pem()).expect("a key");
+    }
+}
+
 /// Examples are blocks of `yaml main` (parts of a main file), `yaml rules` (a rule file) and `yaml rule` (keys of one).
 #[test]
 fn every_example_is_sound() {
@@ -186,6 +199,7 @@ fn every_example_is_sound() {
     for file in ["sticky-new.key", "sticky-old.key", "admin.key"] {
         std::fs::write(folder.path().join(file), "0123456789abcdef0123456789abcdef\n").expect("a secret");
     }
+    issue(folder.path());
     let name = folder.path().join("example").display().to_string();
     let environment = |name: &str| (name == "APP_PORT").then(|| "9001".to_owned());
     let mut seen = 0;

@@ -53,6 +53,7 @@ fn scraped() -> BTreeMap<String, BTreeSet<String>> {
     metrics.upstream_connections("chat", "127.0.0.1:9001");
     metrics.upstream_healthy("chat", "127.0.0.1:9001");
     metrics.config_loaded(SystemTime::now());
+    metrics.tls_reloaded("listener", "public", true);
     let text = metrics.render();
     let histograms = all(r"(?m)^# TYPE (\w+) histogram$", &text);
     let label = Regex::new(r#"(\w+)=""#).expect("a pattern");

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 const FOLDERS: [&str; 4] = ["src", "tests", "benches", "fuzz"];
 
 /// What each part of the crate may use of the others, from the bottom floor to the top.
-const FLOORS: [(&str, Uses); 14] = [
+const FLOORS: [(&str, Uses); 15] = [
     // Floor 0: the protocol, without I/O.
     ("ws", Uses::Only(&["ws"])),
     // Floor 1: what is allowed, and why a session ended.
@@ -22,8 +22,9 @@ const FLOORS: [(&str, Uses); 14] = [
     ("metrics", Uses::Only(&["metrics", "events", "cause", "ws"])),
     ("events", Uses::Only(&["events", "metrics", "cause", "ws"])),
     ("tunnel", Uses::Only(&["tunnel", "metrics", "events", "policy", "cause", "ws"])),
+    ("tls", Uses::Only(&["tls", "policy"])),
     // Floor 3: sockets and HTTP, files, operators.
-    ("config", Uses::Only(&["config", "policy", "cause", "ws"])),
+    ("config", Uses::Only(&["config", "tls", "policy", "cause", "ws"])),
     (
         "admin",
         Uses::Only(&[
@@ -38,7 +39,7 @@ const FLOORS: [(&str, Uses); 14] = [
             "ws::close",
         ]),
     ),
-    ("edge", Uses::Only(&["edge", "config", "admin", "tunnel", "metrics", "events", "policy", "cause", "ws"])),
+    ("edge", Uses::Only(&["edge", "config", "admin", "tls", "tunnel", "metrics", "events", "policy", "cause", "ws"])),
     // Floor 4: the wiring, and the commands that are programs of their own.
     ("app", Uses::Anything),
     ("cli", Uses::Anything),

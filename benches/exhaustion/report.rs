@@ -84,7 +84,7 @@ async fn both(attack: &Arc<Attack>) -> Result<(Outcome, Outcome)> {
     drop((proxy, backends));
     let backends = [Backend::of_attackers()?, Backend::of_legal_clients()?];
     let addresses = [backends[0].address, backends[1].address];
-    let nginx = measure(attack, &Proxy::nginx_before("nginx", addresses)?).await?;
+    let nginx = measure(attack, &Proxy::nginx_with("nginx", addresses, "", "")?).await?;
     Ok((gateway, nginx))
 }
 

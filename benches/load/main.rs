@@ -10,6 +10,7 @@ mod fair;
 mod plain;
 #[allow(dead_code, reason = "the other benchmark uses the rest")]
 mod proxy;
+mod tls;
 #[allow(dead_code, reason = "the other benchmark uses the rest")]
 mod wire;
 mod worst;
@@ -28,6 +29,9 @@ async fn main() -> Result<()> {
     }
     if "fair".contains(&wanted) {
         fair::measure(backend).await?;
+    }
+    if "tls".contains(&wanted) {
+        tls::measure(backend).await?;
     }
     if "worst".contains(&wanted) {
         worst::measure(backend).await?;

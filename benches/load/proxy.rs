@@ -47,19 +47,26 @@ impl Proxy {
 
     /// Another build of the gateway, to be measured in the same run.
     pub fn sluicegate_at(program: &OsStr, name: &'static str, backend: SocketAddr, defaults: &str) -> Result<Self> {
-        Self::gateway(program, name, [backend, backend], &format!("defaults: {{ {defaults} }}\n"), None)
+        let defaults = format!("defaults: {{ {defaults} }}\n");
+        Self::gateway(program, name, [backend, backend], ["", &defaults], None)
+    }
+
+    /// The gateway, with more keys of its listener.
+    pub fn sluicegate_with(name: &'static str, backend: SocketAddr, listener: &str, defaults: &str) -> Result<Self> {
+        let defaults = format!("defaults: {{ {defaults} }}\n");
+        Self::gateway(&own_program(), name, [backend, backend], [listener, &defaults], None)
     }
 
     /// The gateway with its admin endpoint, and more lines of its main file. `/echo` goes to the second backend.
     pub fn administered(name: &'static str, backends: [SocketAddr; 2], more: &str) -> Result<Self> {
-        Self::gateway(&own_program(), name, backends, more, Some(free_address()?))
+        Self::gateway(&own_program(), name, backends, ["", more], Some(free_address()?))
     }
 
     fn gateway(
         program: &OsStr,
         name: &'static str,
         [backend, of_echo]: [SocketAddr; 2],
-        more: &str,
+        [listener, more]: [&str; 2],
         admin: Option<SocketAddr>,
     ) -> Result<Self> {
         let address = free_address()?;
@@ -68,7 +75,7 @@ impl Proxy {
         let file = files.path().join("sluicegate.yaml");
         let configuration = format!(
             "version: 1
-listeners: [{{ name: public, bind: \"{address}\" }}]
+listeners: [{{ name: public, bind: \"{address}\"{listener} }}]
 admin: {admin_key}
 upstreams: [{{ name: app, endpoints: [\"{backend}\"] }}, {{ name: echo, endpoints: [\"{of_echo}\"] }}]
 rules: [{{ name: echo, match: {{ path: /echo }}, upstream: echo }}, {{ name: app, upstream: app }}]
@@ -84,11 +91,16 @@ shutdown: {{ drain: 1s, spread: 0s }}
 
     /// nginx with two workers, which passes every header of a handshake on.
     pub fn nginx(name: &'static str, backend: SocketAddr) -> Result<Self> {
-        Self::nginx_before(name, [backend, backend])
+        Self::nginx_with(name, [backend, backend], "", "")
     }
 
-    /// The same, where `/echo` goes to the second backend.
-    pub fn nginx_before(name: &'static str, [backend, of_echo]: [SocketAddr; 2]) -> Result<Self> {
+    /// The same with a word for its `listen`, and more of its `server`. `/echo` goes to the second backend.
+    pub fn nginx_with(
+        name: &'static str,
+        [backend, of_echo]: [SocketAddr; 2],
+        listen: &str,
+        server: &str,
+    ) -> Result<Self> {
         let address = free_address()?;
         let files = tempfile::tempdir()?;
         let config = format!(
@@ -98,7 +110,7 @@ shutdown: {{ drain: 1s, spread: 0s }}
                uwsgi_temp_path {0}; scgi_temp_path {0};
                proxy_http_version 1.1; proxy_read_timeout 1h;
                proxy_set_header Upgrade $http_upgrade; proxy_set_header Connection upgrade;
-               server {{ listen {address} backlog=4096; location / {{ proxy_pass http://{backend}; }}
+               server {{ listen {address} {listen} backlog=4096; {server} location / {{ proxy_pass http://{backend}; }}
                  location = /echo {{ proxy_pass http://{of_echo}; }} }} }}",
             files.path().display(),
         );

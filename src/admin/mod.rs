@@ -291,7 +291,7 @@ mod tests {
         let upstream = |name, endpoint: &str| {
             let timeout = Duration::from_secs(5);
             let endpoints = vec![endpoint.to_owned()];
-            Arc::new(Upstream::new(name, endpoints, Balance::LeastConnections, timeout, &admin.state.metrics))
+            Arc::new(Upstream::new(name, endpoints, Balance::LeastConnections, timeout, None, &admin.state.metrics))
         };
         // A name with a label of more than 63 bytes does not resolve.
         let broken = upstream("broken", &format!("{}:9", "x".repeat(64)));

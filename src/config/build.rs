@@ -11,7 +11,7 @@ use super::build_rule::{self, Names, Place, merge_rule};
 
 use super::fault::{ConfigFault, Warning};
 use super::key_path::KeyPath;
-use super::model::{AccessLog, Admin, Balance, Config, HeadLimits, Limits, Listener, Rule, Shutdown, Upstream};
+use super::model::{AccessLog, Admin, Balance, Bind, Config, HeadLimits, Limits, Listener, Rule, Shutdown, Upstream};
 use super::raw::{
     OrOff, RawAccessLog, RawAddressList, RawAdmin, RawBalance, RawClientAddress, RawHead, RawListener, RawMain,
     RawProbes, RawShutdown, RawUpstream,
@@ -19,7 +19,7 @@ use super::raw::{
 use super::raw_rule::RawRule;
 use super::units::{Count, Size, Span};
 use super::yaml::Source;
-use super::{effective, files, ranges, warnings};
+use super::{build_tls, effective, files, ranges, warnings};
 use crate::policy::client_address::{Source as AddressSource, TrustedProxies};
 use crate::policy::memory_limit;
 use crate::policy::route::{parse_authority, parse_hosts};
@@ -32,6 +32,8 @@ pub const DEFAULT_ADMIN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4A
 /// Stands in for an address with a fault.
 const ANY_PORT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
+/// Its owner and its group: what a proxy in front on the same machine runs as.
+const SOCKET_MODE: u32 = 0o660;
 const HEAD_TIMEOUT: Span = Span(Duration::from_secs(10));
 const HEAD_BYTES: Size = Size(32 << 10);
 const HEAD_HEADERS: Count = Count(100);
@@ -115,13 +117,13 @@ pub fn check_rules(source: &Source, faults: &mut Vec<ConfigFault>) {
 }
 
 /// Gathers faults of one file.
-struct Report<'a> {
-    source: &'a Source,
+pub(super) struct Report<'a> {
+    pub(super) source: &'a Source,
     faults: &'a mut Vec<ConfigFault>,
 }
 
 impl Report<'_> {
-    fn extend(&mut self, base: &KeyPath, faults: impl IntoIterator<Item = Fault>) {
+    pub(super) fn extend(&mut self, base: &KeyPath, faults: impl IntoIterator<Item = Fault>) {
         let source = self.source;
         self.faults
             .extend(faults.into_iter().map(|fault| source.fault(&base.join(&fault.key), fault.found, fault.allowed)));
@@ -157,12 +159,12 @@ fn listeners(raw: &[RawListener], report: &mut Report<'_>) -> Vec<Listener> {
     for (index, raw) in raw.iter().enumerate() {
         let base = KeyPath::default().key("listeners").index(index);
         let name = report.name(&base, raw.name.as_ref(), &mut names);
-        let bind = raw.bind.as_deref().and_then(|text| address("bind", text, report, &base));
-        let bind = bind.unwrap_or(ANY_PORT);
+        let bind = bind(raw, report, &base);
         let line = report.source.line(&base.key("bind"));
+        let is_any = matches!(&bind, Bind::Tcp(address) if address.port() == 0);
         if raw.bind.is_some()
-            && bind.port() != 0
-            && let Some(first) = binds.insert(bind, line)
+            && !is_any
+            && let Some(first) = binds.insert(bind.to_string(), line)
         {
             let found = format!("\"{bind}\", which line {first} has");
             report.extend(&base, Some(Fault::new("bind", found, "each address once")));
@@ -185,9 +187,38 @@ fn listeners(raw: &[RawListener], report: &mut Report<'_>) -> Vec<Listener> {
                 AddressSource::Header,
             ),
         };
-        listeners.push(Listener { name, bind, hosts, head, client_address });
+        let tls = raw.tls.as_ref().map(|raw| build_tls::listener(raw, &base.key("tls"), report));
+        listeners.push(Listener { name, bind, hosts, head, client_address, tls });
     }
     listeners
+}
+
+/// Where a listener listens, or what stands in for it.
+fn bind(raw: &RawListener, report: &mut Report<'_>, base: &KeyPath) -> Bind {
+    let text = raw.bind.as_deref().unwrap_or_default();
+    let mode = raw.mode.as_deref().map(|text| (text, mode(text)));
+    if let Some((text, None)) = mode {
+        report
+            .extend(base, Some(Fault::new("mode", format!("{text:?}"), "octal digits such as \"0660\", to \"0777\"")));
+    }
+    match files::unix_path(report.source, text) {
+        Some(Ok(path)) => return Bind::Unix { path, mode: mode.and_then(|(_, mode)| mode).unwrap_or(SOCKET_MODE) },
+        Some(Err(allowed)) => report.extend(base, Some(Fault::new("bind", format!("{text:?}"), allowed))),
+        None if mode.is_some() => {
+            let fault = Fault::new("mode", "this without a Unix socket", "`bind: unix:PATH` beside it, or no `mode`");
+            report.extend(base, Some(fault));
+        }
+        None => {}
+    }
+    let is_tcp = raw.bind.is_some() && !text.starts_with(files::UNIX);
+    let address = is_tcp.then(|| address("bind", text, report, base)).flatten();
+    Bind::Tcp(address.unwrap_or(ANY_PORT))
+}
+
+/// Reads permissions in octal.
+fn mode(text: &str) -> Option<u32> {
+    let is_octal = (1..=4).contains(&text.len()) && text.bytes().all(|byte| (b'0'..=b'7').contains(&byte));
+    u32::from_str_radix(text, 8).ok().filter(|mode| is_octal && *mode <= 0o777)
 }
 
 fn address(key: &str, text: &str, report: &mut Report<'_>, base: &KeyPath) -> Option<SocketAddr> {
@@ -218,21 +249,32 @@ fn upstreams(raw: &[RawUpstream], report: &mut Report<'_>) -> Vec<Upstream> {
     for (index, raw) in raw.iter().enumerate() {
         let base = KeyPath::default().key("upstreams").index(index);
         let name = report.name(&base, raw.name.as_ref(), &mut names);
-        for (at, endpoint) in raw.endpoints.iter().enumerate() {
+        let mut endpoints = Vec::with_capacity(raw.endpoints.len());
+        for (at, text) in raw.endpoints.iter().enumerate() {
             let key = format!("endpoints[{at}]");
-            report.extend(&base, check_endpoint(endpoint).err().map(|fault| Fault { key: key.clone(), ..fault }));
-            if raw.endpoints[..at].contains(endpoint) {
-                report.extend(&base, Some(Fault::new(key, format!("{endpoint:?} again"), "each endpoint once")));
+            let endpoint = match files::unix_path(report.source, text) {
+                Some(Ok(path)) => Ok(format!("{}{}", files::UNIX, path.display())),
+                Some(Err(allowed)) => Err(Fault::new("", format!("{text:?}"), allowed)),
+                None => check_endpoint(text).map(|()| text.clone()),
+            };
+            let endpoint = endpoint.unwrap_or_else(|fault| {
+                report.extend(&base, Some(Fault { key: key.clone(), ..fault }));
+                text.clone()
+            });
+            if endpoints.contains(&endpoint) {
+                report.extend(&base, Some(Fault::new(key, format!("{text:?} again"), "each endpoint once")));
             }
+            endpoints.push(endpoint);
         }
         let connect_timeout = raw.connect_timeout.unwrap_or(CONNECT_TIMEOUT).0;
         report.extend(&base, range::span("connect_timeout", connect_timeout, &ranges::CONNECT_TIMEOUT));
+        let tls = raw.tls.as_ref().map(|raw| build_tls::upstream(raw, &endpoints, &base.key("tls"), report));
         let balance = match raw.balance {
             None | Some(RawBalance::LeastConnections) => Balance::LeastConnections,
             Some(RawBalance::RoundRobin) => Balance::RoundRobin,
             Some(RawBalance::Hash) => Balance::Hash,
         };
-        upstreams.push(Upstream { name, endpoints: raw.endpoints.clone(), balance, connect_timeout });
+        upstreams.push(Upstream { name, endpoints, balance, connect_timeout, tls });
     }
     upstreams
 }
@@ -284,7 +326,11 @@ fn probes(raw: &RawProbes, report: &mut Report<'_>) -> Option<SocketAddr> {
 
 /// Faults of the admin address and that of the probes, where a listener has the same.
 fn binds_once(listeners: &[Listener], admin: Option<&Admin>, probes: Option<SocketAddr>, report: &mut Report<'_>) {
-    let mut seen: Vec<SocketAddr> = listeners.iter().map(|listener| listener.bind).collect();
+    let addresses = listeners.iter().filter_map(|listener| match listener.bind {
+        Bind::Tcp(address) => Some(address),
+        Bind::Unix { .. } => None,
+    });
+    let mut seen: Vec<SocketAddr> = addresses.collect();
     for (key, bind) in [("admin", admin.map(|admin| admin.bind)), ("probes", probes)] {
         let Some(bind) = bind.filter(|bind| bind.port() != 0) else { continue };
         if seen.contains(&bind) {

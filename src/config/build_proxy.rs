@@ -314,7 +314,12 @@ mod tests {
         );
         assert!(rule.report_only);
         assert_eq!(rule.rewrite.expect("on").apply("/api/x?y"), "/v1/x?y");
-        assert!(!rule.clients.expect("on").allows("192.0.2.1".parse().expect("an address")));
+        assert!(
+            !rule
+                .clients
+                .expect("on")
+                .allows(crate::policy::client_address::Peer::Ip("192.0.2.1".parse().expect("an address")))
+        );
         assert_eq!((rule.request_headers.set.len(), rule.request_headers.remove.len()), (2, 1));
         assert_eq!(rule.response_headers.remove, ["server"]);
         let (response_timeout, idle_timeout) = (Duration::from_secs(1), Duration::from_secs(2));

@@ -51,14 +51,22 @@ pub fn build(main: &Source, rules: &[PlacedRule<'_>]) -> Effective {
     let tree = &main.tree;
     let mut whole = Map::new();
     whole.insert("version".to_owned(), json!(1));
-    whole.insert("listeners".to_owned(), each(tree.get("listeners"), &listener_defaults()));
+    let mut listeners = each(tree.get("listeners"), &listener_defaults());
+    for listener in items(&mut listeners) {
+        place_listener(listener, main);
+    }
+    whole.insert("listeners".to_owned(), listeners);
     whole.insert("admin".to_owned(), admin(main));
     for key in ["probes", "limits"] {
         whole.extend(tree.get(key).map(|value| (key.to_owned(), value.clone())));
     }
     whole.insert("trusted_proxies".to_owned(), tree.get("trusted_proxies").cloned().unwrap_or_else(|| json!([])));
     let upstream_defaults = json!({ "balance": "least_connections", "connect_timeout": "5s" });
-    whole.insert("upstreams".to_owned(), each(tree.get("upstreams"), &upstream_defaults));
+    let mut upstreams = each(tree.get("upstreams"), &upstream_defaults);
+    for upstream in items(&mut upstreams) {
+        place_upstream(upstream, main);
+    }
+    whole.insert("upstreams".to_owned(), upstreams);
     let rules = rules.iter().map(|(built, source, path)| rule(built, &Place { source, path, main })).collect();
     whole.insert("rules".to_owned(), Value::Array(rules));
     let shutdown = json!({ "delay": "0s", "drain": "25s", "spread": "15s" });
@@ -72,6 +80,54 @@ fn listener_defaults() -> Value {
         "head": { "timeout": "10s", "max_bytes": "32KiB", "max_headers": 100 },
         "client_address": "x_forwarded_for",
     })
+}
+
+fn items(list: &mut Value) -> impl Iterator<Item = &mut Value> {
+    list.as_array_mut().into_iter().flatten()
+}
+
+/// What a listener's paths lead to, and the defaults of what is there only with something else.
+fn place_listener(listener: &mut Value, main: &Source) {
+    make_socket_absolute(listener.get_mut("bind"), main);
+    if let Some(tls) = listener.get_mut("tls") {
+        *tls = over(&json!({ "min_version": "1.2" }), Some(tls));
+        make_absolute(tls, "client_ca_file", main);
+        for pair in tls.get_mut("certificates").into_iter().flat_map(items) {
+            for key in ["cert_file", "key_file"] {
+                make_absolute(pair, key, main);
+            }
+        }
+        if let Value::Object(tls) = tls
+            && tls.contains_key("client_ca_file")
+        {
+            tls.entry("client_auth").or_insert_with(|| json!("required"));
+        }
+    }
+    let is_unix = listener.get("bind").and_then(Value::as_str).is_some_and(|bind| bind.starts_with(files::UNIX));
+    if let (true, Value::Object(listener)) = (is_unix, listener) {
+        listener.entry("mode").or_insert_with(|| json!("0660"));
+    }
+}
+
+/// What an upstream's paths lead to.
+fn place_upstream(upstream: &mut Value, main: &Source) {
+    if let Some(tls) = upstream.get_mut("tls") {
+        for key in ["ca_file", "cert_file", "key_file"] {
+            make_absolute(tls, key, main);
+        }
+    }
+    for endpoint in upstream.get_mut("endpoints").into_iter().flat_map(items) {
+        make_socket_absolute(Some(endpoint), main);
+    }
+}
+
+/// The path of a Unix socket, so that it leads to the same from everywhere.
+fn make_socket_absolute(value: Option<&mut Value>, main: &Source) {
+    if let Some(value) = value
+        && let Some(Ok(path)) = value.as_str().and_then(|text| files::unix_path(main, text))
+    {
+        *value = json!(format!("{}{}", files::UNIX, path.display()));
+    }
 }
 
 fn admin(main: &Source) -> Value {
@@ -310,12 +366,13 @@ listeners:
     hosts: [a.example]
     head: { max_headers: "50" }
     client_address: { header: cf-connecting-ip }
+  - { name: local, bind: "unix:run/local.sock", hosts: [a.example] }
 admin: { bind: "0.0.0.0:0", token_file: secrets/admin.key }
 probes: { bind: "127.0.0.1:0" }
 trusted_proxies: [private]
 limits: { connections: 100, memory: 512MiB }
 upstreams:
-  - { name: chat, endpoints: ["127.0.0.1:9001"], balance: hash }
+  - { name: chat, endpoints: ["127.0.0.1:9001", "unix:run/back.sock"], balance: hash }
 defaults:
   connections: { per_ip: 7 }
   sticky: { hash: client_ip }
@@ -378,6 +435,9 @@ rules:
         same(&back, &config);
         assert_eq!(back.effective.yaml(), config.effective.yaml());
         let json = config.effective.json();
+        assert_eq!(json["listeners"][1]["mode"], "0660");
+        let bind = json["listeners"][1]["bind"].as_str().expect("a path");
+        assert!(bind.starts_with("unix:/") && bind.ends_with("run/local.sock"), "{bind}");
         assert_eq!(json["rules"][0]["respond"]["body"], "costs ${X} and $$5\n");
         assert_eq!(json["rules"][2]["handshake"]["per_ip"], json!({ "rate": "10/s", "burst": 5 }));
         assert_eq!(json["rules"][3]["respond"]["content_type"], "text/html; charset=utf-8");

@@ -7,6 +7,7 @@
 mod build;
 mod build_proxy;
 mod build_rule;
+mod build_tls;
 mod effective;
 pub mod fault;
 mod files;
@@ -16,6 +17,7 @@ mod ranges;
 mod raw;
 mod raw_proxy;
 mod raw_rule;
+mod raw_tls;
 mod shape;
 mod simple;
 pub mod units;
@@ -33,8 +35,8 @@ pub use build::{DEFAULT_ADMIN, check_endpoint};
 pub use effective::Effective;
 pub use fault::{ConfigFault, Warning};
 pub use model::{
-    AccessLog, Action, Admin, Balance, CompressionMode, Config, HeadLimits, HttpLimits, Limits, Listener, PerIp,
-    Respond, Rule, Shutdown, Sticky, Upstream, WebSocketMode,
+    AccessLog, Action, Admin, Balance, Bind, CompressionMode, Config, HeadLimits, HttpLimits, Limits, Listener, PerIp,
+    Respond, Rule, Shutdown, Sticky, Upstream, UpstreamTls, WebSocketMode,
 };
 pub use shape::schema;
 pub use simple::{AdminBind, simple};

@@ -2,7 +2,9 @@
 //!
 //! Values are made in `build.rs` only, from files that had no fault, and by `simple.rs`.
 
+use std::fmt;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -18,6 +20,8 @@ use crate::policy::route::{HostPattern, Matcher};
 use crate::policy::stickiness::{HashKey, StickyCookie};
 use crate::policy::token::Token;
 use crate::policy::{handshake_limit, keepalive, message, slow_client};
+use crate::tls::client::ClientFiles;
+use crate::tls::server::ServerFiles;
 
 /// All of a gateway's settings.
 #[derive(Clone, Debug)]
@@ -78,14 +82,39 @@ pub struct Limits {
 pub struct Listener {
     /// Its name in rules, metrics and logs.
     pub name: String,
-    /// Its address; port 0 takes a free one.
-    pub bind: SocketAddr,
+    /// Where it listens.
+    pub bind: Bind,
     /// The hosts that it serves; `None`: all.
     pub hosts: Option<Vec<HostPattern>>,
     /// Limits of a request's head.
     pub head: HeadLimits,
     /// Where a trusted peer names the client.
     pub client_address: Source,
+    /// Its TLS; `None` is cleartext.
+    pub tls: Option<ServerFiles>,
+}
+
+/// Where a listener listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Bind {
+    /// An address; port 0 takes a free one.
+    Tcp(SocketAddr),
+    /// A Unix socket.
+    Unix {
+        /// Its file.
+        path: PathBuf,
+        /// The file's permissions, as in chmod(1).
+        mode: u32,
+    },
+}
+
+impl fmt::Display for Bind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix { path, .. } => write!(f, "unix:{}", path.display()),
+        }
+    }
 }
 
 /// Limits of a request's head.
@@ -104,12 +133,23 @@ pub struct HeadLimits {
 pub struct Upstream {
     /// Its name in rules, metrics and logs.
     pub name: String,
-    /// `host:port` or `[v6]:port`; at least one, without repetition.
+    /// `host:port`, `[v6]:port` or `unix:/path`; at least one, without repetition.
     pub endpoints: Vec<String>,
     /// How an endpoint is chosen.
     pub balance: Balance,
     /// How long a connection may take to be made.
     pub connect_timeout: Duration,
+    /// Its TLS; `None` is cleartext.
+    pub tls: Option<UpstreamTls>,
+}
+
+/// TLS to an upstream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UpstreamTls {
+    /// The name that is asked for and that its certificate must have; `None`: each endpoint's own.
+    pub sni: Option<String>,
+    /// Its files.
+    pub files: ClientFiles,
 }
 
 /// How an endpoint is chosen.

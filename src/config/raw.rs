@@ -10,6 +10,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::Deserialize;
 
 use super::raw_rule::RawRule;
+use super::raw_tls::{RawListenerTls, RawUpstreamTls};
 use super::units::{Count, Size, Span};
 
 /// The main file of Sluicegate.
@@ -70,9 +71,12 @@ pub struct RawRuleFile {
 pub struct RawListener {
     /// Its name in rules, metrics and logs: 1 to 63 letters, digits, `_`, `.` and `-`, unique. Required.
     pub name: Option<String>,
-    /// Its address and port, such as `127.0.0.1:8080` or `[::]:8080`; port 0 takes a free one. Required. `0.0.0.0` is
-    /// open to whoever can reach the machine.
+    /// Its address and port, such as `127.0.0.1:8080` or `[::]:8080`; port 0 takes a free one. Or `unix:` and the path
+    /// of a Unix socket. Required. `0.0.0.0` is open to whoever can reach the machine.
     pub bind: Option<String>,
+    /// Who may connect to a Unix socket: the permissions of its file, in octal, quoted. Default "0660", "0" to
+    /// "0777".
+    pub mode: Option<String>,
     /// The hosts that it serves: names, `*.` for one label in front, `**.` for one or more; any other Host gets 421.
     /// Default: all, which leaves `same_origin` open to DNS rebinding.
     #[schemars(length(min = 1))]
@@ -83,6 +87,8 @@ pub struct RawListener {
     /// header with one address. Default: `x_forwarded_for`. One that the hop in front does not write itself is the
     /// client's to forge.
     pub client_address: Option<RawClientAddress>,
+    /// TLS. Default: none, so that clients are served in the clear.
+    pub tls: Option<RawListenerTls>,
 }
 
 /// Limits of a request's head.
@@ -176,7 +182,8 @@ pub struct RawLimits {
 pub struct RawUpstream {
     /// Its name in rules, metrics and logs: 1 to 63 letters, digits, `_`, `.` and `-`, unique. Required.
     pub name: Option<String>,
-    /// `host:port` or `[IPv6]:port` of each. Names are resolved again every 10 s. Required, at least one.
+    /// `host:port`, `[IPv6]:port`, or `unix:` and the path of a Unix socket, of each. Names are resolved again every
+    /// 10 s. Required, at least one.
     #[schemars(length(min = 1))]
     pub endpoints: Vec<String>,
     /// How an endpoint is chosen. Default: `least_connections`. `round_robin` piles sessions onto old endpoints, since
@@ -185,6 +192,8 @@ pub struct RawUpstream {
     /// How long a connection may take to be made. Default 5s, 10ms to 5m. Short fails on a lost packet; long keeps
     /// clients waiting for a dead endpoint.
     pub connect_timeout: Option<Span>,
+    /// TLS to its endpoints, which are always verified. Default: none, so that they are spoken to in the clear.
+    pub tls: Option<RawUpstreamTls>,
 }
 
 /// How an endpoint is chosen.

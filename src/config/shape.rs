@@ -323,6 +323,7 @@ mod tests {
         let found = faults(
             "listeners: [{ name: a, bind: \"unix:/x\" }]\n\
              upstreams: [{ name: b, endpoints: [\"unix:/x\"] }]\n\
+             admin: { bind: \"unix:/x\" }\nprobes: { bind: \"unix:/x\" }\n\
              defaults: { slow_client: { max_queue_bytes: 1MiB } }\n",
         );
         assert_eq!(found.len(), 3, "{found:#?}");

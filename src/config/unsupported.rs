@@ -9,20 +9,18 @@ use super::yaml::Source;
 /// Keys by the place of the mapping that they stand in. `[]` is any index; `defaults` has those of a rule.
 const KEYS: [(&str, &[&str]); 6] = [
     ("", &["backplane", "upgrade_socket"]),
-    ("listeners[]", &["http2", "tls", "mode"]),
+    ("listeners[]", &["http2"]),
     ("probes", &["prestop_token_file"]),
-    ("upstreams[]", &["tls", "health_check", "slow_start", "admission"]),
+    ("upstreams[]", &["health_check", "slow_start", "admission"]),
     ("rules[]", &["backplane"]),
     ("rules[].slow_client", &["max_queue_bytes", "max_queue_messages"]),
 ];
 
 /// Values by the place of the key: the word itself, or what it begins with when that ends in a colon; and what may be
 /// written instead.
-const VALUES: [(&str, &[&str], &str); 4] = [
-    ("listeners[].bind", &["unix:"], "an address and port such as \"127.0.0.1:8080\""),
+const VALUES: [(&str, &[&str], &str); 2] = [
     ("admin.bind", &["unix:"], "an address and port such as \"127.0.0.1:9901\""),
     ("probes.bind", &["unix:"], "an address and port such as \"127.0.0.1:9902\""),
-    ("upstreams[].endpoints[]", &["unix:"], "host:port, such as \"127.0.0.1:9001\""),
 ];
 
 /// Finds and prunes what this version does not have.

@@ -4,12 +4,15 @@
 //! those are answered through [`document`] by the caller.
 
 use std::io;
+use std::mem::MaybeUninit;
+use std::pin::Pin;
+use std::task::{Poll, ready};
 use std::time::Duration;
 
-use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead as _, AsyncWriteExt as _, ReadBuf};
 use tokio::time::timeout;
 
+use super::socket::Socket;
 use crate::cause::Refusal;
 
 /// How long a client that got its last answer may be silent before its connection is closed.
@@ -70,27 +73,22 @@ impl Answer {
 }
 
 /// Answers a refusal, and ends the connection so that the client can read the answer.
-pub async fn refuse(mut io: TcpStream, refusal: &Refusal) {
+pub async fn refuse(mut io: Socket, refusal: &Refusal) {
     if let Some(answer) = document(refusal) {
         // A client that is gone, or takes no answer in time, gets none.
-        let _ = timeout(LINGER, io.write_all(&answer.to_bytes())).await;
+        let _ = timeout(LINGER, io.send_all(&answer.to_bytes())).await;
     }
     end(io).await;
 }
 
 /// Ends a connection after its last answer: what still arrives is read and dropped for a moment, since the kernel
 /// would answer it with a reset that destroys the answer on its way. RFC 9112 §9.6.
-pub async fn end(mut io: TcpStream) {
+pub async fn end(mut io: Socket) {
     let _ = timeout(LINGER_WHOLE, async {
         if io.shutdown().await.is_ok() {
             let mut dropped = 0;
-            while let Ok(Ok(())) = timeout(LINGER, io.readable()).await {
-                match drop_some(&io) {
-                    Ok(0) => break,
-                    Ok(len) => dropped += len,
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                    Err(_) => break,
-                }
+            while let Ok(Ok(len @ 1..)) = timeout(LINGER, drop_some(&mut io)).await {
+                dropped += len;
                 if dropped > LINGER_BYTES {
                     break;
                 }
@@ -100,9 +98,15 @@ pub async fn end(mut io: TcpStream) {
     .await;
 }
 
-/// Reads and drops what is there. No buffer outlives the call: thousands may be refused at once for want of memory.
-fn drop_some(io: &TcpStream) -> io::Result<usize> {
-    io.try_read(&mut [0; 8 << 10])
+/// Reads and drops what comes next. No buffer outlives a poll: thousands may be refused at once for want of memory.
+async fn drop_some(io: &mut Socket) -> io::Result<usize> {
+    std::future::poll_fn(|cx| {
+        let mut scratch = [MaybeUninit::uninit(); 8 << 10];
+        let mut buffer = ReadBuf::uninit(&mut scratch);
+        ready!(Pin::new(&mut *io).poll_read(cx, &mut buffer))?;
+        Poll::Ready(Ok(buffer.filled().len()))
+    })
+    .await
 }
 
 fn whole_seconds(duration: Duration) -> u64 {

@@ -2,14 +2,13 @@
 
 use bytes::Bytes;
 use http::header;
-use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::answer;
 use super::body::BodyEnd;
 use super::gateway::Rule;
 use super::request::Request;
+use super::socket::Socket;
 use crate::config::Respond;
 use crate::policy::redirect::Redirect;
 use crate::ws::handshake::list_has;
@@ -28,11 +27,11 @@ pub struct Answered {
     /// The bytes of the body that were sent.
     pub body_bytes: usize,
     /// The connection.
-    pub io: Option<(TcpStream, Bytes)>,
+    pub io: Option<(Socket, Bytes)>,
 }
 
 /// Sends the client elsewhere.
-pub async fn redirect(io: TcpStream, request: &Request, rule: &Rule, redirect: &Redirect) -> Answered {
+pub async fn redirect(io: Socket, request: &Request, rule: &Rule, redirect: &Redirect) -> Answered {
     let target = std::str::from_utf8(request.head.request.raw_path()).unwrap_or("/");
     let location = redirect.location(request.host(), target);
     let headers = vec![("location", location)];
@@ -40,19 +39,19 @@ pub async fn redirect(io: TcpStream, request: &Request, rule: &Rule, redirect: &
 }
 
 /// Answers as the rule says.
-pub async fn respond(io: TcpStream, request: &Request, rule: &Rule, respond: &Respond) -> Answered {
+pub async fn respond(io: Socket, request: &Request, rule: &Rule, respond: &Respond) -> Answered {
     let headers = vec![("content-type", respond.content_type.clone())];
     write(io, request, rule, Fixed { status: respond.status, headers, body: respond.body.clone() }).await
 }
 
-async fn write(mut io: TcpStream, request: &Request, rule: &Rule, fixed: Fixed) -> Answered {
+async fn write(mut io: Socket, request: &Request, rule: &Rule, fixed: Fixed) -> Answered {
     let head = &request.head.request;
     let has_body = !BodyEnd::of(&head.headers).is_reached();
     let old = head.version == http::Version::HTTP_10;
     // A body that nobody reads ends the connection with the answer.
     let keep = !has_body && !old && !list_has(&head.headers, &header::CONNECTION, "close");
     let bytes = to_bytes(rule, &fixed, keep, head.method == http::Method::HEAD);
-    let written = timeout(rule.http.idle_timeout, io.write_all(&bytes)).await;
+    let written = timeout(rule.http.idle_timeout, io.send_all(&bytes)).await;
     let body_bytes = fixed.body.len();
     if keep && matches!(written, Ok(Ok(()))) {
         let rest = request.head.bytes.slice(request.head.len..);

@@ -11,6 +11,8 @@ use crate::policy::rewrite::Rewrite;
 use crate::ws::handshake::list;
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const CLIENT_CERT: HeaderName = HeaderName::from_static("client-cert");
+const CLIENT_CERT_CHAIN: HeaderName = HeaderName::from_static("client-cert-chain");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
@@ -101,7 +103,6 @@ pub fn strip_answer(answer: &mut ResponseHeader) {
 /// says is kept or gone on with.
 pub fn tell_client(upstream: &mut RequestHeader, request: &Request, source: &Source) {
     let came = &request.head.request.headers;
-    let peer = request.peer.to_string();
     let source_kept = |name: &HeaderName| {
         request.peer_trusted
             && match source {
@@ -121,14 +122,28 @@ pub fn tell_client(upstream: &mut RequestHeader, request: &Request, source: &Sou
             upstream.remove_header(name);
         }
     }
-    let forwarded_for = match chain {
-        Some(chain) => format!("{chain}, {peer}"),
-        None => request.client.to_string(),
+    // A peer on a Unix socket has no address that could be told.
+    let client = request.client.ip().map(|address| address.to_string());
+    let forwarded_for = match (chain, request.peer.ip()) {
+        (Some(chain), Some(peer)) => Some(format!("{chain}, {peer}")),
+        (Some(chain), None) => Some(chain),
+        (None, _) => client.clone(),
     };
-    set(upstream, &X_FORWARDED_FOR, &forwarded_for);
-    set(upstream, &X_REAL_IP, &request.client.to_string());
+    for (name, value) in [(&X_FORWARDED_FOR, forwarded_for), (&X_REAL_IP, client)] {
+        match value {
+            Some(value) => set(upstream, name, &value),
+            None => drop(upstream.remove_header(name)),
+        }
+    }
     if !(request.peer_trusted && came.contains_key(&X_FORWARDED_PROTO)) {
-        set(upstream, &X_FORWARDED_PROTO, "http");
+        set(upstream, &X_FORWARDED_PROTO, if request.tls { "https" } else { "http" });
+    }
+    // Whoever sent it: only a certificate that was verified here is told. RFC 9440 §4.
+    for name in [&CLIENT_CERT, &CLIENT_CERT_CHAIN] {
+        upstream.remove_header(name);
+    }
+    if let Some(identity) = &request.identity {
+        insert(upstream, &CLIENT_CERT, identity.clone());
     }
     if !(request.peer_trusted && came.contains_key(&X_FORWARDED_HOST)) {
         match came.get(header::HOST) {

@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 use super::record::{Record, SessionRecord};
-use super::upstreams::{self, Upstream};
+use super::upstreams::{self, Upstream, UpstreamTls};
 use crate::cause::Refusal;
 use crate::config::{self, AccessLog, CompressionMode, Config, HttpLimits, PerIp, Respond, Sticky, WebSocketMode};
 use crate::metrics::{Metrics, NO_RULE, RuleMetrics};
-use crate::policy::client_address::{self, TrustedProxies};
+use crate::policy::client_address::{Peer, TrustedProxies};
 use crate::policy::clients::Clients;
 use crate::policy::connection_limit::{ConnectionLimit, Enforce, Guard};
 use crate::policy::handshake_limit::HandshakeLimit;
@@ -22,6 +22,9 @@ use crate::policy::reconnects::Reconnects;
 use crate::policy::redirect::Redirect;
 use crate::policy::rewrite::Rewrite;
 use crate::policy::route::{self, Matcher};
+use crate::tls::Problem;
+use crate::tls::reload::Reloading;
+use crate::tls::server::ServerFiles;
 use crate::tunnel::Settings;
 use crate::tunnel::registry::Registry;
 
@@ -108,29 +111,37 @@ pub struct ListenerState {
     pub config: config::Listener,
     /// Its name, shared by the records of its requests.
     pub name: Arc<str>,
+    /// Its TLS; `None` is cleartext.
+    pub tls: Option<Arc<Reloading<ServerFiles>>>,
 }
 
 impl Gateway {
     /// Puts a configuration to work. `descriptor_limit` is how many descriptors the process may open.
-    pub fn new(config: &Config, metrics: &Metrics, descriptor_limit: u64) -> Self {
+    ///
+    /// # Errors
+    /// Files of an upstream's TLS that cannot be used, with its name.
+    pub fn new(config: &Config, metrics: &Metrics, descriptor_limit: u64) -> Result<Self, (String, Vec<Problem>)> {
         let upstreams: Vec<_> = config
             .upstreams
             .iter()
             .map(|upstream| {
+                let tls = upstream.tls.as_ref().map(UpstreamTls::new).transpose();
+                let tls = tls.map_err(|problems| (upstream.name.clone(), problems))?;
                 let balance = match upstream.balance {
                     config::Balance::LeastConnections => upstreams::Balance::LeastConnections,
                     config::Balance::RoundRobin => upstreams::Balance::RoundRobin,
                     config::Balance::Hash => upstreams::Balance::Hash,
                 };
                 let endpoints = upstream.endpoints.clone();
-                Arc::new(Upstream::new(&upstream.name, endpoints, balance, upstream.connect_timeout, metrics))
+                let timeout = upstream.connect_timeout;
+                Ok(Arc::new(Upstream::new(&upstream.name, endpoints, balance, timeout, tls, metrics)))
             })
-            .collect();
+            .collect::<Result<_, _>>()?;
         let rules = config.rules.iter().map(|rule| Arc::new(Rule::new(rule, &upstreams, metrics))).collect();
         let descriptors = descriptor_limit.saturating_sub(RESERVED_DESCRIPTORS).max(16);
         let descriptors = usize::try_from(descriptors).unwrap_or(usize::MAX);
         let session_limit = config.limits.connections.unwrap_or(usize::MAX).min(descriptors / 2);
-        Self {
+        Ok(Self {
             rules,
             upstreams,
             session_limit,
@@ -143,7 +154,7 @@ impl Gateway {
             reconnects: Reconnects::new(Instant::now()),
             refusing: watch::Sender::new(false),
             hop_warned: AtomicBool::new(false),
-        }
+        })
     }
 
     /// The first rule that matches.
@@ -179,12 +190,12 @@ impl Gateway {
 
     /// Whether limits per client address that nobody wrote are enforced against a peer: not against one that is a hop
     /// far more often than a client, and whose clients would share one limit.
-    pub fn enforces_defaults_against(&self, peer: IpAddr, trusted: bool) -> bool {
-        trusted || !client_address::is_hop(peer)
+    pub fn enforces_defaults_against(&self, peer: Peer, trusted: bool) -> bool {
+        trusted || !peer.is_hop()
     }
 
     /// Says once that limits per client address are not enforced, and what to set so that they are.
-    pub fn warn_of_hop(&self, peer: IpAddr) {
+    pub fn warn_of_hop(&self, peer: Peer) {
         if !self.hop_warned.swap(true, Ordering::Relaxed) {
             log::warn!(
                 "the default limits per client address are not enforced against {peer}: it looks like a proxy before \
@@ -265,7 +276,7 @@ impl Rule {
     ///
     /// # Errors
     /// `ClientNotAllowed`.
-    pub fn check_client(&self, client: IpAddr) -> Result<(), Refusal> {
+    pub fn check_client(&self, client: Peer) -> Result<(), Refusal> {
         match &self.clients {
             Some(clients) if !clients.allows(client) => Err(Refusal::ClientNotAllowed),
             _ => Ok(()),

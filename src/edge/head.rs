@@ -13,9 +13,9 @@ use bytes::{Bytes, BytesMut};
 use http::header;
 use pingora::http::RequestHeader;
 use tokio::io::{AsyncRead, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 
+use super::socket::Socket;
 use crate::cause::Refusal;
 use crate::config::HeadLimits;
 use crate::tunnel::pressure;
@@ -50,12 +50,18 @@ pub enum NoHead {
     Refused(Refusal),
 }
 
-/// Reads the next head. `read` is what was read of it already; `first` says whether a silent client is told so.
+/// Reads the next head by `deadline`. `read` is what was read of it already; `first` says whether a silent client is told
+/// so.
 ///
 /// # Errors
 /// `HeadTimeout`, `HeadTooLarge`, `MalformedRequest`, `ProcessMemory`; or quiet when the connection ended between two requests.
-pub async fn read(io: &mut TcpStream, read: Bytes, limits: &HeadLimits, first: bool) -> Result<Head, NoHead> {
-    let deadline = Instant::now() + limits.timeout;
+pub async fn read(
+    io: &mut Socket,
+    read: Bytes,
+    limits: &HeadLimits,
+    deadline: Instant,
+    first: bool,
+) -> Result<Head, NoHead> {
     let mut bytes = BytesMut::from(read);
     let mut progress = Progress::default();
     loop {
@@ -77,7 +83,7 @@ pub async fn read(io: &mut TcpStream, read: Bytes, limits: &HeadLimits, first: b
     }
 }
 
-pub(super) async fn read_some(io: &mut TcpStream, into: &mut BytesMut) -> io::Result<usize> {
+pub(super) async fn read_some(io: &mut Socket, into: &mut BytesMut) -> io::Result<usize> {
     std::future::poll_fn(|cx| {
         SCRATCH.with_borrow_mut(|scratch| {
             let mut buffer = ReadBuf::new(scratch);

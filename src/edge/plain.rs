@@ -18,7 +18,6 @@ use pingora::proxy::{FailToProxy, HttpProxy, ProxyHttp, ProxyWarnLogContext, Ses
 use pingora::server::configuration::ServerConf;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType};
-use tokio::net::TcpStream;
 use tokio::sync::watch;
 
 use super::answer;
@@ -28,15 +27,20 @@ use super::head::Head;
 use super::record::PlainAnswer;
 use super::request::{Intent, Request};
 use super::routed::{Routed, note_answer};
+use super::socket::Socket;
 use super::sticky;
 use super::stream::PrereadStream;
-use super::upstreams::{Endpoint, Lease};
+use super::upstreams::{Endpoint, Lease, Target};
 use crate::cause::Refusal;
 use crate::config::AccessLog;
 use crate::policy::client_address::Source;
 use crate::policy::connection_limit::Guard;
 use crate::tunnel::sys;
 use crate::ws::handshake::list;
+
+/// Pingora reads the CAs of the system when it starts, and panics where one cannot be read. What an upstream is verified
+/// by is given to it with each connection, so it gets a file without any.
+const NO_CA_FILE: &str = "/dev/null";
 
 /// An upstream that answers a plain request with a 101.
 const UNASKED_UPGRADE: ErrorType = ErrorType::new("UnaskedUpgrade");
@@ -100,7 +104,7 @@ struct Hooks;
 impl PlainProxy {
     /// A proxy with its own pool of upstream connections. `shutdown` ends keep-alive.
     pub fn new(shutdown: watch::Receiver<bool>) -> Self {
-        let conf = Arc::new(ServerConf::default());
+        let conf = Arc::new(ServerConf { ca_file: Some(NO_CA_FILE.to_owned()), ..ServerConf::default() });
         let mut proxy = HttpProxy::new(Hooks, conf);
         proxy.handle_init_modules();
         Self { proxy: Arc::new(proxy), shutdown, in_flight: AtomicUsize::new(0) }
@@ -114,12 +118,12 @@ impl PlainProxy {
     /// Serves one request. Returns the connection, and what was read of the next request, when it can be used again.
     pub async fn serve(
         &self,
-        io: TcpStream,
+        io: Socket,
         routed: Routed,
         source: Source,
         access_log: AccessLog,
         upstream_descriptor: Guard,
-    ) -> Option<(TcpStream, Bytes)> {
+    ) -> Option<(Socket, Bytes)> {
         let request = &routed.request;
         let head = head_for_pingora(request)?;
         let behind = request.head.bytes.slice(request.head.len..);
@@ -226,8 +230,14 @@ impl ProxyHttp for Hooks {
             endpoint.failed(&error);
             Error::because(ErrorType::ConnectError, "look-up", error)
         })?;
-        let address = addresses.first().ok_or_else(|| Error::explain(ErrorType::ConnectError, "no address"))?;
-        let mut peer = HttpPeer::new(*address, false, String::new());
+        let mut peer = match addresses.first() {
+            Some(Target::Tcp(address)) => HttpPeer::new(*address, false, String::new()),
+            Some(Target::Unix(path)) => HttpPeer::new_uds(path, false, String::new())?,
+            None => return Error::e_explain(ErrorType::ConnectError, "no address"),
+        };
+        if let Some(tls) = endpoint.tls() {
+            tls.prepare(&mut peer).map_err(|error| Error::because(ErrorType::ConnectError, "TLS", error))?;
+        }
         peer.options.connection_timeout = Some(upstream.connect_timeout());
         peer.options.read_timeout = Some(rule.http.idle_timeout);
         peer.options.write_timeout = Some(rule.http.idle_timeout);
@@ -375,7 +385,7 @@ impl ProxyHttp for Hooks {
         if let Some(plain) = ctx.as_mut().filter(|_| !answered) {
             plain.alarm = None;
             plain.refused = true;
-            plain.routed.record.refused(&refusal, None);
+            plain.routed.record.refused(&refusal, tls_detail(error));
             plain.routed.rule.metrics.refused(&refusal);
             let silent = timed_out || brought_no_answer(error);
             if let Some(endpoint) = plain.tried.last().filter(|_| silent) {
@@ -428,6 +438,15 @@ impl ProxyHttp for Hooks {
     ) -> bool {
         true
     }
+}
+
+/// Why TLS to the upstream failed, where it did. Pingora tells no more of it than a text.
+fn tls_detail(error: &Error) -> Option<&'static str> {
+    let is_tls = *error.etype() == ErrorType::TLSHandshakeFailure;
+    is_tls.then(|| match error.to_string().contains("invalid peer certificate") {
+        true => "the certificate is not valid here",
+        false => "the TLS handshake failed",
+    })
 }
 
 /// Whether an endpoint that was connected to brought no answer: it hung, broke off, or spoke no HTTP. A client that goes

@@ -4,14 +4,13 @@
 //! besides addresses is skipped. <https://www.haproxy.org/download/3.0/doc/proxy-protocol.txt>
 
 use std::net::IpAddr;
-use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use ppp::{PartialResult as _, v1, v2};
-use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 
 use super::head::{NoHead, read_some};
+use super::socket::Socket;
 use crate::cause::Refusal;
 
 /// The most bytes of a header: those of version 2 with what hops add to the addresses, such as the name and the
@@ -24,15 +23,14 @@ const MAX_VERSION_1_BYTES: usize = 107;
 /// What the line of version 1 begins with.
 const VERSION_1_PREFIX: &[u8] = b"PROXY ";
 
-/// Reads the header. Returns the client that it names, and what was read behind it.
+/// Reads the header by `deadline`. Returns the client that it names, and what was read behind it.
 ///
 /// The client is `None` where the hop speaks for itself (LOCAL, as in its health checks) or does not know (UNKNOWN).
 ///
 /// # Errors
 /// `ProxyHeader` when it is malformed, too long or not there in time; quiet when the connection ends without a byte, as
 /// simple health checks do.
-pub async fn read(io: &mut TcpStream, within: Duration) -> Result<(Option<IpAddr>, Bytes), NoHead> {
-    let deadline = Instant::now() + within;
+pub async fn read(io: &mut Socket, deadline: Instant) -> Result<(Option<IpAddr>, Bytes), NoHead> {
     let mut bytes = BytesMut::new();
     loop {
         match parse(&bytes).map_err(NoHead::Refused)? {

@@ -2,7 +2,6 @@
 //!
 //! Fields of a peer's are cut at 256 bytes when they are kept, and the log escapes what they hold.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
@@ -14,6 +13,7 @@ use super::request::Request;
 use crate::cause::{Cause, Refusal};
 use crate::events::{self, Event};
 use crate::metrics::NO_RULE;
+use crate::policy::client_address::Peer;
 use crate::tunnel::Compression;
 use crate::tunnel::registry::Control;
 use crate::tunnel::session::Outcome;
@@ -30,8 +30,8 @@ pub struct Record {
     user_agent: Option<Box<str>>,
     request_id: Option<Box<str>>,
     traceparent: Option<Box<str>>,
-    client: IpAddr,
-    peer: IpAddr,
+    client: Peer,
+    peer: Peer,
     session_id: u64,
 }
 
@@ -73,7 +73,7 @@ pub struct SessionRecord {
 
 impl Record {
     /// Of a connection that sent no head that could be read.
-    pub fn of_peer(listener: &Arc<str>, peer: IpAddr) -> Self {
+    pub fn of_peer(listener: &Arc<str>, peer: Peer) -> Self {
         Self {
             listener: listener.clone(),
             rule: None,
@@ -91,7 +91,7 @@ impl Record {
     }
 
     /// Of a head that could be parsed.
-    pub fn of_head(listener: &Arc<str>, peer: IpAddr, head: &Head) -> Self {
+    pub fn of_head(listener: &Arc<str>, peer: Peer, head: &Head) -> Self {
         let text = |name: &HeaderName| head.request.headers.get(name).map(|value| kept(value.as_bytes()));
         Self {
             host: text(&header::HOST),
@@ -111,7 +111,7 @@ impl Record {
     }
 
     /// Names the client that a trusted peer spoke for.
-    pub fn set_client(&mut self, client: IpAddr) {
+    pub fn set_client(&mut self, client: Peer) {
         self.client = client;
     }
 
@@ -161,8 +161,8 @@ impl Record {
             .field("host", self.host.as_deref())
             .field("path", self.path.as_deref())
             .field("method", self.method.as_deref())
-            .field("client_ip", self.client)
-            .field("peer_ip", self.peer)
+            .field("client_ip", format_args!("{}", self.client))
+            .field("peer_ip", format_args!("{}", self.peer))
             .field("origin", self.origin.as_deref())
             .field("user_agent", self.user_agent.as_deref())
             .field("protocol", "h1")

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use http::header;
+use http::{HeaderValue, header};
 
 use super::forwarding;
 use super::head::Head;
@@ -21,15 +21,32 @@ pub struct Request {
     pub authority: Option<Authority>,
     /// Its path as rules compare it: without query, unreserved escapes decoded.
     pub path: String,
-    /// The address of the client.
-    pub client: IpAddr,
-    /// The address of the peer.
-    pub peer: IpAddr,
+    /// The client.
+    pub client: Peer,
+    /// The other end of the connection.
+    pub peer: Peer,
     /// Whether the peer is believed in what its headers say of the client. Behind the PROXY protocol they are the
     /// client's own.
     pub peer_trusted: bool,
     /// Whether it asks for a WebSocket.
     pub intent: Intent,
+    /// Whether it came over TLS.
+    pub tls: bool,
+    /// Who the client is by its certificate.
+    pub identity: Option<HeaderValue>,
+}
+
+/// What is known of a connection before its first request.
+#[derive(Debug)]
+pub struct Arrival {
+    /// Its other end.
+    pub peer: Peer,
+    /// The client that the PROXY protocol has named.
+    pub named: Option<IpAddr>,
+    /// Whether it is under TLS.
+    pub tls: bool,
+    /// Who the client is by its certificate, as `Client-Cert` says it.
+    pub identity: Option<HeaderValue>,
 }
 
 /// A head that is no request, and why.
@@ -37,8 +54,8 @@ pub struct Request {
 pub struct Unread {
     /// The head.
     pub head: Head,
-    /// The address of the client.
-    pub client: IpAddr,
+    /// The client.
+    pub client: Peer,
     /// Why.
     pub refusal: Refusal,
 }
@@ -55,7 +72,7 @@ pub enum Intent {
 }
 
 impl Request {
-    /// Reads a head. `named` is the client that the PROXY protocol has named.
+    /// Reads a head.
     ///
     /// # Errors
     /// `ConnectMethod`, `BadHost`, `BadPath`, `MixedUpgrade`, `UpgradeOverHttp10`, `HostNotServed`, and
@@ -63,15 +80,17 @@ impl Request {
     /// listener does not serve.
     pub fn read(
         mut head: Head,
-        peer: IpAddr,
-        named: Option<IpAddr>,
+        arrival: &Arrival,
         listener: &config::Listener,
         trusted_proxies: &TrustedProxies,
     ) -> Result<Self, Box<Unread>> {
+        let Arrival { peer, named, tls, .. } = *arrival;
         let source = &listener.client_address;
-        let peer_trusted = *source != Source::ProxyProtocol && trusted_proxies.contains(Peer::Ip(peer));
-        let client =
-            named.unwrap_or_else(|| client_address::resolve(source, trusted_proxies, peer, &head.request.headers));
+        let peer_trusted = *source != Source::ProxyProtocol && trusted_proxies.contains(peer);
+        let client = match named {
+            Some(address) => address.into(),
+            None => client_address::resolve(source, trusted_proxies, peer, &head.request.headers),
+        };
         let read = |head: &mut Head| {
             if head.request.method == http::Method::CONNECT {
                 return Err(Refusal::ConnectMethod);
@@ -96,14 +115,17 @@ impl Request {
             Ok((authority, path, read_intent(head)?))
         };
         match read(&mut head) {
-            Ok((authority, path, intent)) => Ok(Self { head, authority, path, client, peer, peer_trusted, intent }),
+            Ok((authority, path, intent)) => {
+                let identity = arrival.identity.clone();
+                Ok(Self { head, authority, path, client, peer, peer_trusted, intent, tls, identity })
+            }
             Err(refusal) => Err(Box::new(Unread { head, client, refusal })),
         }
     }
 
     /// Whether the client is known apart from its peer: then limits per client address are meant for it.
     pub fn client_is_known(&self) -> bool {
-        self.peer_trusted || self.client != self.peer
+        self.client.ip().is_some() && (self.peer_trusted || self.client != self.peer)
     }
 
     /// Its host, in lower case and without a port; empty when it has none.
@@ -129,8 +151,12 @@ impl Request {
         forwarded.into_iter().chain(self.authority.clone())
     }
 
-    /// Whether the client used TLS, where a trusted peer says so. This listener cannot know it: it is cleartext.
+    /// Whether the client used TLS: with us, or as a trusted peer says. In the clear without such a word it is unknown,
+    /// since TLS may end before us.
     pub fn secure(&self) -> Option<bool> {
+        if self.tls {
+            return Some(true);
+        }
         match self.trusted("x-forwarded-proto")? {
             "https" | "wss" => Some(true),
             "http" | "ws" => Some(false),

@@ -1,11 +1,10 @@
 //! One connection, from accept to its last request: head, client, rule, and then a tunnel or plain HTTP.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Instant;
 
 use bytes::Bytes;
-use tokio::net::TcpStream;
+use tokio::time::Instant;
 
 use super::answer;
 use super::fixed;
@@ -14,9 +13,11 @@ use super::head::{self, NoHead};
 use super::plain::PlainProxy;
 use super::proxy_protocol;
 use super::record::{PlainAnswer, Record};
-use super::request::{Intent, Request};
+use super::request::{Arrival, Intent, Request};
 use super::routed::{Routed, note_answer};
+use super::socket::Socket;
 use super::sticky;
+use super::tls_accept::{self, NoTls};
 use super::upgrade;
 use crate::cause::Refusal;
 use crate::config::WebSocketMode;
@@ -34,9 +35,8 @@ pub struct Service {
 
 impl Service {
     /// Serves a connection until it ends or becomes a tunnel.
-    pub async fn serve(self: Arc<Self>, listener: Arc<ListenerState>, mut io: TcpStream, peer: SocketAddr) {
+    pub async fn serve(self: Arc<Self>, listener: Arc<ListenerState>, mut io: Socket, peer: Peer) {
         let gateway = &self.gateway;
-        let peer = peer.ip().to_canonical();
         let Some(descriptor) = gateway.take_descriptor() else {
             return self.refuse(&listener, io, peer, None, Refusal::ProcessConnections).await;
         };
@@ -44,16 +44,30 @@ impl Service {
             return self.refuse(&listener, io, peer, None, Refusal::ProcessMemory).await;
         }
         upgrade::tune_client(&io);
-        let (named, mut read) = match self.read_proxy_header(&listener, &mut io, peer).await {
+        // One deadline for all that comes before the end of the first head.
+        let mut deadline = Instant::now() + listener.config.head.timeout;
+        let (named, mut read) = match self.read_proxy_header(&listener, &mut io, peer, deadline).await {
             Ok(read) => read,
             Err(NoHead::Quiet) => return,
             Err(NoHead::Refused(refusal)) => return self.refuse(&listener, io, peer, None, refusal).await,
         };
+        let mut identity = None;
+        if let Some(tls) = &listener.tls {
+            // Boxed: TLS is large, and a cleartext connection should not own the room for it.
+            match Box::pin(tls_accept::accept(io, read, tls.current(), deadline)).await {
+                Ok(accepted) => (io, read, identity) = (accepted.io, Bytes::new(), accepted.identity),
+                Err(no_tls) => return self.refuse_tls(&listener, peer, named, no_tls).await,
+            }
+        }
+        let arrival = Arrival { peer, named, tls: listener.tls.is_some(), identity };
         let mut first = true;
         loop {
+            if !first {
+                deadline = Instant::now() + listener.config.head.timeout;
+            }
             let head = tokio::select! {
                 biased;
-                head = head::read(&mut io, read, &listener.config.head, first) => head,
+                head = head::read(&mut io, read, &listener.config.head, deadline, first) => head,
                 // Between two requests nothing of a client's is lost.
                 () = gateway.refusing(), if !first => return,
             };
@@ -62,7 +76,7 @@ impl Service {
                 Err(NoHead::Quiet) => return,
                 Err(NoHead::Refused(refusal)) => return self.refuse(&listener, io, peer, None, refusal).await,
             };
-            let request = match Request::read(head, peer, named, &listener.config, &gateway.trusted_proxies) {
+            let request = match Request::read(head, &arrival, &listener.config, &gateway.trusted_proxies) {
                 Ok(request) => request,
                 Err(unread) => {
                     let mut record = Record::of_head(&listener.name, peer, &unread.head);
@@ -93,7 +107,7 @@ impl Service {
                 record.refused(&refusal, None);
                 return Box::pin(answer::refuse(io, &refusal)).await;
             }
-            let started = Instant::now();
+            let started = std::time::Instant::now();
             let answered = match &rule.action {
                 Action::Upstream(upstream) => {
                     let upstream = upstream.clone();
@@ -142,16 +156,17 @@ impl Service {
     async fn read_proxy_header(
         &self,
         listener: &ListenerState,
-        io: &mut TcpStream,
-        peer: IpAddr,
+        io: &mut Socket,
+        peer: Peer,
+        deadline: Instant,
     ) -> Result<(Option<IpAddr>, Bytes), NoHead> {
         if listener.config.client_address != Source::ProxyProtocol {
             return Ok((None, Bytes::new()));
         }
-        if !self.gateway.trusted_proxies.contains(Peer::Ip(peer)) {
+        if !self.gateway.trusted_proxies.contains(peer) {
             return Err(NoHead::Refused(Refusal::ProxyHeader));
         }
-        Box::pin(proxy_protocol::read(io, listener.config.head.timeout)).await
+        Box::pin(proxy_protocol::read(io, deadline)).await
     }
 
     /// The policies that hold for every request of a rule.
@@ -169,17 +184,28 @@ impl Service {
         }
     }
 
+    /// Ends a connection that came to no TLS.
+    async fn refuse_tls(&self, listener: &ListenerState, peer: Peer, named: Option<IpAddr>, no_tls: NoTls) {
+        let mut record = Record::of_peer(&listener.name, peer);
+        record.set_client(named.map_or(peer, Peer::from));
+        match no_tls {
+            NoTls::Quiet => {}
+            NoTls::Cleartext(io) => self.refuse(listener, io, peer, Some(record), Refusal::CleartextOnTls).await,
+            NoTls::Failed(why) => {
+                self.gateway.no_rule.refused(&Refusal::TlsHandshake);
+                record.refused(&Refusal::TlsHandshake, Some(why));
+            }
+        }
+    }
+
     /// Answers a request for which no rule is known.
-    async fn refuse(
-        &self,
-        listener: &ListenerState,
-        io: TcpStream,
-        peer: IpAddr,
-        record: Option<Record>,
-        refusal: Refusal,
-    ) {
+    async fn refuse(&self, listener: &ListenerState, io: Socket, peer: Peer, record: Option<Record>, refusal: Refusal) {
         self.gateway.no_rule.refused(&refusal);
         record.unwrap_or_else(|| Record::of_peer(&listener.name, peer)).refused(&refusal, None);
-        Box::pin(answer::refuse(io, &refusal)).await;
+        // Before its TLS a client can read an answer only when it speaks in the clear.
+        let readable = listener.tls.is_none() || io.is_tls() || refusal == Refusal::CleartextOnTls;
+        if readable {
+            Box::pin(answer::refuse(io, &refusal)).await;
+        }
     }
 }

@@ -1,7 +1,7 @@
-//! A TCP stream from which something was already read, as Pingora takes and gives it back.
+//! A connection from which something was already read, as Pingora takes and gives it back.
 //!
 //! Pingora's own stream type buffers 64 KiB a connection, and a stream that went into it comes out only as a
-//! descriptor. This one has no buffer but the bytes that were read ahead, and `into_any` gives the tokio stream back.
+//! descriptor. This one has no buffer but the bytes that were read ahead, and `into_any` gives the connection back.
 //! Of a client's connection it gives one request and no byte more: what a client sends behind it is the next request,
 //! which Pingora would take for a fault of this one.
 
@@ -20,35 +20,35 @@ use pingora::protocols::{
     UniqueID, UniqueIDType,
 };
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::net::TcpStream;
 
 use super::body::BodyEnd;
+use super::socket::Socket;
 
-/// A TCP stream behind the bytes that were read of it.
+/// A connection behind the bytes that were read of it.
 #[derive(Debug)]
 pub struct PrereadStream {
     /// The head of a request, which comes first.
     head: Bytes,
     /// What was read of the connection behind it.
     preread: Bytes,
-    io: TcpStream,
+    io: Socket,
     /// Where the reader is to see no more; `None` is nowhere.
     end: Option<BodyEnd>,
 }
 
 impl PrereadStream {
     /// An upstream's stream, of which nothing was read.
-    pub fn boxed(io: TcpStream) -> Stream {
+    pub fn boxed(io: Socket) -> Stream {
         Box::new(Self { head: Bytes::new(), preread: Bytes::new(), io, end: None })
     }
 
     /// A client's stream, as far as one request goes: its head, and its body, of which `preread` may be the front.
-    pub fn of_request(io: TcpStream, head: Bytes, preread: Bytes, end: BodyEnd) -> Stream {
+    pub fn of_request(io: Socket, head: Bytes, preread: Bytes, end: BodyEnd) -> Stream {
         Box::new(Self { head, preread, io, end: Some(end) })
     }
 
     /// The stream in a stream of Pingora's that was made here, and what was read ahead of it and is left.
-    pub fn unbox(stream: Stream) -> Option<(TcpStream, Bytes)> {
+    pub fn unbox(stream: Stream) -> Option<(Socket, Bytes)> {
         let boxed: Box<dyn Any> = stream.into_any();
         boxed.downcast::<Self>().ok().map(|this| (this.io, this.preread))
     }
@@ -84,15 +84,14 @@ impl AsyncRead for PrereadStream {
 
 impl PrereadStream {
     /// Behind the request there is only one thing to tell of the client: that it is gone.
-    fn poll_gone(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if !self.preread.is_empty() {
             return Poll::Pending;
         }
-        let mut byte = [0];
-        match ready!(self.io.poll_peek(cx, &mut ReadBuf::new(&mut byte))) {
-            Ok(0) => Poll::Ready(Ok(())),
+        match ready!(self.io.poll_peek(cx)) {
+            Ok(false) => Poll::Ready(Ok(())),
             // The next request. Nobody is woken for it: it is read when this one is over.
-            Ok(_) => Poll::Pending,
+            Ok(true) => Poll::Pending,
             Err(error) => Poll::Ready(Err(error)),
         }
     }

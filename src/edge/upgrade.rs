@@ -12,8 +12,6 @@ use http::header;
 use pingora::ErrorType;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::http::v1::client::HttpSession;
-use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::answer;
@@ -22,13 +20,13 @@ use super::gateway::{Gateway, ListenerState, Rule};
 use super::record::{Record, SessionRecord, kept};
 use super::request::Request;
 use super::routed::Routed;
+use super::socket::Socket;
 use super::sticky::{self, Choice};
 use super::stream::PrereadStream;
 use super::upstreams::{ConnectError, Lease, Upstream};
 use crate::cause::Refusal;
 use crate::config::{CompressionMode, WebSocketMode};
 use crate::metrics::SessionMark;
-use crate::policy::client_address;
 use crate::policy::connection_limit::{Denied, Enforce, Guard};
 use crate::policy::origin::Site;
 use crate::policy::reconnects;
@@ -67,17 +65,18 @@ struct Places {
 pub async fn serve(
     gateway: &Arc<Gateway>,
     listener: &ListenerState,
-    mut io: TcpStream,
+    mut io: Socket,
     routed: Routed,
     client_descriptor: Guard,
 ) {
     let Routed { request, rule, upstream: to, choice, record } = routed;
     let metrics = rule.metrics.clone();
-    let refuse = async |io: TcpStream, refusal: Refusal| {
+    let refuse_because = async |io: Socket, refusal: Refusal, detail: Option<&str>| {
         metrics.refused(&refusal);
-        record.refused(&refusal, None);
+        record.refused(&refusal, detail);
         answer::refuse(io, &refusal).await;
     };
+    let refuse = async |io: Socket, refusal: Refusal| refuse_because(io, refusal, None).await;
     let (places, offers) = match admit(gateway, &request, &rule, &record, client_descriptor) {
         Ok(admitted) => admitted,
         Err(refusal) => return refuse(io, refusal).await,
@@ -85,12 +84,12 @@ pub async fn serve(
     let asked = tokio::select! {
         biased;
         asked = ask(&request, &rule, &to, &choice, listener, &offers) => asked,
-        refusal = watch(&io) => Err(refusal),
-        () = gateway.refusing() => Err(Refusal::Draining),
+        refusal = watch(&mut io) => Err(refusal.into()),
+        () = gateway.refusing() => Err(Refusal::Draining.into()),
     };
     let mut asked = match asked {
         Ok(asked) => asked,
-        Err(refusal) => return refuse(io, refusal).await,
+        Err(Unasked { refusal, detail }) => return refuse_because(io, refusal, detail).await,
     };
     let cookie = sticky::set_cookie(&rule, &to, &request, &choice, asked.lease.endpoint());
     if let Some(cookie) = &cookie {
@@ -117,13 +116,13 @@ pub async fn serve(
     };
     forwarding::apply(&rule.response_headers, &mut *asked.answer);
     let compression = compress(&rule, &offers, accepted, &mut asked.answer);
-    if let Some(refusal) = watch(&io).now_or_never() {
+    if let Some(refusal) = watch(&mut io).now_or_never() {
         return refuse(io, refusal).await;
     }
     if gateway.is_refusing() {
         return refuse(io, Refusal::Draining).await;
     }
-    if !matches!(timeout(rule.upstream_timeout, io.write_all(&switching_protocols(&asked.answer))).await, Ok(Ok(()))) {
+    if !matches!(timeout(rule.upstream_timeout, io.send_all(&switching_protocols(&asked.answer))).await, Ok(Ok(()))) {
         return refuse(io, Refusal::ClientGone).await;
     }
     let Some((upstream, preread)) = take_stream(asked.session).await else {
@@ -162,7 +161,7 @@ pub async fn serve(
 }
 
 /// A session from its 101 to its log line.
-async fn run(session: Session<TcpStream, TcpStream>, held: Held, gateway: Arc<Gateway>, client: reconnects::Client) {
+async fn run(session: Session<Socket, Socket>, held: Held, gateway: Arc<Gateway>, client: reconnects::Client) {
     let outcome = session.await;
     gateway.reconnects.ended(&client, Instant::now());
     held.entry.live.metrics.closed(&outcome.cause);
@@ -178,7 +177,7 @@ fn admit(
     record: &Record,
     client_descriptor: Guard,
 ) -> Result<(Places, Vec<Parameters>), Refusal> {
-    let key = client_address::limit_key(request.client);
+    let key = request.client.limit_key();
     let by_default = gateway.enforces_defaults_against(request.peer, request.client_is_known());
     if let Some((limit, written)) = rule.handshake_limit() {
         let verdict = limit.check(key, Instant::now()).map_err(Refusal::HandshakeRate);
@@ -283,10 +282,10 @@ fn check_origin(request: &Request, rule: &Rule) -> Result<(), Refusal> {
 }
 
 /// Ends when the client sends something before its answer, or goes away.
-async fn watch(io: &TcpStream) -> Refusal {
-    match io.peek(&mut [0]).await {
-        Ok(0) | Err(_) => Refusal::ClientGone,
-        Ok(_) => Refusal::EarlyData,
+async fn watch(io: &mut Socket) -> Refusal {
+    match io.peek().await {
+        Ok(false) | Err(_) => Refusal::ClientGone,
+        Ok(true) => Refusal::EarlyData,
     }
 }
 
@@ -300,6 +299,18 @@ struct Asked {
     offers: Vec<Parameters>,
 }
 
+/// Why no upstream answered, and what the log says besides.
+struct Unasked {
+    refusal: Refusal,
+    detail: Option<&'static str>,
+}
+
+impl From<Refusal> for Unasked {
+    fn from(refusal: Refusal) -> Self {
+        Self { refusal, detail: None }
+    }
+}
+
 async fn ask(
     request: &Request,
     rule: &Rule,
@@ -307,10 +318,13 @@ async fn ask(
     choice: &Choice,
     listener: &ListenerState,
     offers: &[Parameters],
-) -> Result<Asked, Refusal> {
-    let (stream, lease) = to.connect(&choice.preference).await.map_err(|error| match error {
-        ConnectError::Timeout(_) => Refusal::UpstreamTimeout,
-        ConnectError::Unreachable(_) => Refusal::UpstreamUnreachable,
+) -> Result<Asked, Unasked> {
+    let (stream, lease) = to.connect(&choice.preference).await.map_err(|error| Unasked {
+        refusal: match error {
+            ConnectError::Timeout(_) => Refusal::UpstreamTimeout,
+            ConnectError::Unreachable(_) => Refusal::UpstreamUnreachable,
+        },
+        detail: error.detail(),
     })?;
     let offers = if rule.compression == CompressionMode::Passthrough { offers } else { &[] }.to_vec();
     let sent = Box::new(upstream_request(request, rule, listener, &offers)?);
@@ -333,9 +347,9 @@ async fn ask(
     }
     match answer {
         Ok(Ok(answer)) => Ok(Asked { session, answer, lease, sent, offers }),
-        Ok(Err(error)) if *error.etype() == ErrorType::InvalidHTTPHeader => Err(Refusal::UpstreamMalformed),
-        Ok(Err(_)) => Err(Refusal::UpstreamUnreachable),
-        Err(_) => Err(Refusal::UpstreamTimeout),
+        Ok(Err(error)) if *error.etype() == ErrorType::InvalidHTTPHeader => Err(Refusal::UpstreamMalformed.into()),
+        Ok(Err(_)) => Err(Refusal::UpstreamUnreachable.into()),
+        Err(_) => Err(Refusal::UpstreamTimeout.into()),
     }
 }
 
@@ -440,7 +454,7 @@ impl BrokenOff {
 }
 
 /// Relays an answer that is no 101 as what it is, and with it the end of the connection.
-async fn relay(io: &mut TcpStream, asked: &mut Asked, step_timeout: std::time::Duration) -> Result<(), BrokenOff> {
+async fn relay(io: &mut Socket, asked: &mut Asked, step_timeout: std::time::Duration) -> Result<(), BrokenOff> {
     let answer = &asked.answer;
     let status = answer.status;
     let reason = answer.get_reason_phrase().unwrap_or("");
@@ -463,14 +477,14 @@ async fn relay(io: &mut TcpStream, asked: &mut Asked, step_timeout: std::time::D
 }
 
 async fn relay_body(
-    io: &mut TcpStream,
+    io: &mut Socket,
     session: &mut HttpSession,
     head: &[u8],
     has_body: bool,
     chunked: bool,
     step_timeout: std::time::Duration,
 ) -> Result<(), BrokenOff> {
-    let write = async |io: &mut TcpStream, bytes: &[u8]| match timeout(step_timeout, io.write_all(bytes)).await {
+    let write = async |io: &mut Socket, bytes: &[u8]| match timeout(step_timeout, io.send_all(bytes)).await {
         Ok(Ok(())) => Ok(()),
         Ok(Err(_)) | Err(_) => Err(BrokenOff::ByClient),
     };
@@ -498,7 +512,7 @@ async fn relay_body(
 }
 
 /// The upstream's stream, and what came behind its 101.
-async fn take_stream(mut session: HttpSession) -> Option<(TcpStream, Vec<u8>)> {
+async fn take_stream(mut session: HttpSession) -> Option<(Socket, Vec<u8>)> {
     // Pingora gives what it read ahead as the first piece of the body. `into_inner` alone would lose it.
     let ahead = session.read_body_bytes().now_or_never().and_then(Result::ok).flatten();
     let (stream, _) = PrereadStream::unbox(session.into_inner())?;
@@ -506,8 +520,9 @@ async fn take_stream(mut session: HttpSession) -> Option<(TcpStream, Vec<u8>)> {
 }
 
 /// Keeps a client's socket from hiding that it is slow.
-pub fn tune_client(io: &TcpStream) {
-    let socket = socket2::SockRef::from(io);
+pub fn tune_client(io: &Socket) {
+    let Some(tcp) = io.tcp() else { return };
+    let socket = socket2::SockRef::from(tcp);
     // Both are only faster or sooner with them; a socket that does not know them works.
     let _ = socket.set_tcp_nodelay(true);
     let _ = socket.set_tcp_notsent_lowat(CLIENT_NOTSENT_LOWAT_BYTES);
@@ -516,7 +531,7 @@ pub fn tune_client(io: &TcpStream) {
 /// Counts a client that comes back, and says who it is for the end of its session.
 fn note_client(gateway: &Gateway, request: &Request, rule: &Rule, cookie: Option<&[u8]>) -> reconnects::Client {
     let user_agent = request.head.request.headers.get(header::USER_AGENT).map_or(&b""[..], |value| value.as_bytes());
-    let client = gateway.reconnects.client(&rule.name, cookie, request.client, user_agent);
+    let client = gateway.reconnects.client(&rule.name, cookie, request.client.limit_key(), user_agent);
     match gateway.reconnects.returns(&client, Instant::now()) {
         Some(reconnects::By::Cookie) => rule.metrics.reconnects_by_cookie.inc(),
         Some(reconnects::By::Address) => rule.metrics.reconnects_by_address.inc(),

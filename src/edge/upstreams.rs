@@ -13,13 +13,16 @@ use std::time::Duration;
 
 use pingora_ketama::{Bucket, Continuum};
 use sha2::{Digest as _, Sha256};
-use tokio::net::TcpStream;
 
+use super::socket::Socket;
 use crate::metrics::Metrics;
+use crate::tls::failure;
 
 mod endpoint;
+mod secure;
 
-pub use endpoint::{Endpoint, Lease};
+pub use endpoint::{Endpoint, Lease, Target};
+pub use secure::UpstreamTls;
 
 /// How an upstream chooses among its endpoints.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -55,6 +58,16 @@ pub enum ConnectError {
     Unreachable(#[source] io::Error),
 }
 
+impl ConnectError {
+    /// Why TLS failed, in words of ours, where it did.
+    pub fn detail(&self) -> Option<&'static str> {
+        match self {
+            Self::Timeout(_) => None,
+            Self::Unreachable(error) => failure::reason(error),
+        }
+    }
+}
+
 /// One upstream of the configuration.
 #[derive(Debug)]
 pub struct Upstream {
@@ -63,23 +76,28 @@ pub struct Upstream {
     ring: Ring,
     balance: Balance,
     connect_timeout: Duration,
+    tls: Option<UpstreamTls>,
     turn: AtomicUsize,
 }
 
 impl Upstream {
-    /// An upstream with these endpoints, each `host:port`, in the order of the file. `connect_timeout` is for one
+    /// An upstream with these endpoints, each `host:port` or `unix:PATH`, in the order of the file. `connect_timeout` is for one
     /// endpoint, over all its addresses and the look-up of its name.
     pub fn new(
         name: &str,
         endpoints: Vec<String>,
         balance: Balance,
         connect_timeout: Duration,
+        tls: Option<UpstreamTls>,
         metrics: &Metrics,
     ) -> Self {
-        let endpoints =
-            endpoints.into_iter().map(|address| Arc::new(Endpoint::new(name, address, metrics))).collect::<Vec<_>>();
+        let endpoints = endpoints.into_iter().map(|address| {
+            let tls = tls.as_ref().map(|tls| tls.of_endpoint(&address));
+            Arc::new(Endpoint::new(name, address, tls, metrics))
+        });
+        let endpoints = endpoints.collect::<Vec<_>>();
         let ring = Ring::new(&endpoints);
-        Self { name: name.to_owned(), endpoints, ring, balance, connect_timeout, turn: AtomicUsize::new(0) }
+        Self { name: name.to_owned(), endpoints, ring, balance, connect_timeout, tls, turn: AtomicUsize::new(0) }
     }
 
     /// Its name in the configuration.
@@ -95,6 +113,11 @@ impl Upstream {
     /// How it chooses among its endpoints.
     pub fn balance(&self) -> Balance {
         self.balance
+    }
+
+    /// Its TLS; `None` is cleartext.
+    pub fn tls(&self) -> Option<&UpstreamTls> {
+        self.tls.as_ref()
     }
 
     /// Its endpoints, in the order of the file.
@@ -141,7 +164,7 @@ impl Upstream {
     ///
     /// # Errors
     /// No endpoint took the connection.
-    pub async fn connect(&self, preference: &Preference) -> Result<(TcpStream, Lease), ConnectError> {
+    pub async fn connect(&self, preference: &Preference) -> Result<(Socket, Lease), ConnectError> {
         let mut tried = Vec::new();
         let mut unreachable = None;
         while let Some(endpoint) = self.pick(preference, &tried) {
@@ -206,14 +229,14 @@ fn ring_address(name: &str) -> SocketAddr {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tokio::net::TcpListener;
+    use tokio::net::{TcpListener, TcpStream};
 
     const TIMEOUT: Duration = Duration::from_secs(5);
 
     fn upstream(endpoints: &[&str], balance: Balance) -> (Arc<Metrics>, Upstream) {
         let metrics = Metrics::new();
         let endpoints = endpoints.iter().map(|endpoint| (*endpoint).to_owned()).collect();
-        let upstream = Upstream::new("chat", endpoints, balance, TIMEOUT, &metrics);
+        let upstream = Upstream::new("chat", endpoints, balance, TIMEOUT, None, &metrics);
         (metrics, upstream)
     }
 
@@ -309,8 +332,9 @@ mod tests {
         let (_metrics, upstream) = upstream(&[&refused, &accepted], Balance::RoundRobin);
         for _ in 0..3 {
             let (stream, lease) = upstream.connect(&Preference::None).await.unwrap();
-            assert_eq!(stream.peer_addr().unwrap().to_string(), accepted);
-            assert!(stream.nodelay().unwrap());
+            let tcp = stream.tcp().unwrap();
+            assert_eq!(tcp.peer_addr().unwrap().to_string(), accepted);
+            assert!(tcp.nodelay().unwrap());
             assert_eq!(lease.endpoint().address(), accepted);
         }
         assert!(upstream.usable());
@@ -347,7 +371,7 @@ mod tests {
         }
         let metrics = Metrics::new();
         let timeout = Duration::from_millis(100);
-        let upstream = Upstream::new("chat", vec![full], Balance::LeastConnections, timeout, &metrics);
+        let upstream = Upstream::new("chat", vec![full], Balance::LeastConnections, timeout, None, &metrics);
         assert!(
             matches!(upstream.connect(&Preference::None).await, Err(ConnectError::Timeout(found)) if found == timeout)
         );

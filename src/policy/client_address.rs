@@ -4,6 +4,7 @@
 //! hops nearest to us wrote. Nothing here fails: what cannot be read ends the walk, and the address found so far
 //! counts. RFC 7239 (Forwarded); X-Forwarded-For has no standard.
 
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
@@ -19,6 +20,41 @@ pub enum Peer {
     Ip(IpAddr),
     /// A peer on a Unix socket, which has no address.
     Unix,
+}
+
+impl Peer {
+    /// Its address, when it has one.
+    pub fn ip(self) -> Option<IpAddr> {
+        match self {
+            Self::Ip(address) => Some(address),
+            Self::Unix => None,
+        }
+    }
+
+    /// The key that limits per client address count it by. All peers on Unix sockets share one.
+    pub fn limit_key(self) -> IpAddr {
+        self.ip().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), limit_key)
+    }
+
+    /// Whether it is far more often a hop than a client: see [`is_hop`]. A peer on a Unix socket is.
+    pub fn is_hop(self) -> bool {
+        self.ip().is_none_or(is_hop)
+    }
+}
+
+impl From<IpAddr> for Peer {
+    fn from(address: IpAddr) -> Self {
+        Self::Ip(address.to_canonical())
+    }
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ip(address) => address.fmt(f),
+            Self::Unix => f.write_str("unix"),
+        }
+    }
 }
 
 /// Where the client's address is read from when the peer is trusted.
@@ -102,17 +138,17 @@ pub(super) fn parse_network(text: &str) -> Option<IpNet> {
 ///
 /// # RFC
 /// RFC 7239 §4, §6 and §7.1.
-pub fn resolve(source: &Source, trusted: &TrustedProxies, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
-    let peer = peer.to_canonical();
-    if !trusted.contains(Peer::Ip(peer)) {
+pub fn resolve(source: &Source, trusted: &TrustedProxies, peer: Peer, headers: &HeaderMap) -> Peer {
+    if !trusted.contains(peer) {
         return peer;
     }
-    match source {
-        Source::ProxyProtocol => peer,
-        Source::Header(name) => single(headers, name).unwrap_or(peer),
-        Source::XForwardedFor => walk(headers, "x-forwarded-for", trusted, peer, parse_node),
-        Source::Forwarded => walk(headers, "forwarded", trusted, peer, parse_forwarded_element),
-    }
+    let found = match source {
+        Source::ProxyProtocol => None,
+        Source::Header(name) => single(headers, name),
+        Source::XForwardedFor => walk(headers, "x-forwarded-for", trusted, parse_node),
+        Source::Forwarded => walk(headers, "forwarded", trusted, parse_forwarded_element),
+    };
+    found.map_or(peer, Peer::from)
 }
 
 fn single(headers: &HeaderMap, name: &HeaderName) -> Option<IpAddr> {
@@ -127,10 +163,9 @@ fn walk(
     headers: &HeaderMap,
     name: &str,
     trusted: &TrustedProxies,
-    peer: IpAddr,
     parse: fn(&str) -> Option<IpAddr>,
-) -> IpAddr {
-    let mut found = peer;
+) -> Option<IpAddr> {
+    let mut found = None;
     for line in headers.get_all(name).iter().rev() {
         for element in elements_from_the_right(line.as_bytes()) {
             // RFC 9110 §5.6.1: empty list elements are ignored.
@@ -139,8 +174,8 @@ fn walk(
             }
             // One that is no text is no address; what stands beside it is still read.
             match std::str::from_utf8(element).ok().and_then(parse) {
-                Some(address) if trusted.contains(Peer::Ip(address)) => found = address,
-                Some(address) => return address,
+                Some(address) if trusted.contains(Peer::Ip(address)) => found = Some(address),
+                Some(address) => return Some(address),
                 None => return found,
             }
         }
@@ -265,17 +300,24 @@ mod tests {
         for line in lines {
             headers.append(name, HeaderValue::from_bytes(line.as_bytes()).expect("a test's own value"));
         }
-        resolve(source, &trusted(&["10.0.0.0/8", "2001:db8:1::/48"]), ip("10.0.0.1"), &headers)
+        let trusted = trusted(&["10.0.0.0/8", "2001:db8:1::/48", "unix"]);
+        let client = resolve(source, &trusted, ip("10.0.0.1").into(), &headers);
+        // A hop on a Unix socket says the same, and is itself what counts when it says nothing.
+        let by_unix = resolve(source, &trusted, Peer::Unix, &headers).ip();
+        assert_eq!(Some(by_unix.unwrap_or(ip("10.0.0.1"))), client.ip());
+        client.ip().expect("the peer has an address")
     }
 
     #[test]
     fn an_untrusted_peer_is_the_client_whatever_it_says() {
         let mut headers = HeaderMap::new();
         headers.insert("x-forwarded-for", HeaderValue::from_static("1.2.3.4"));
-        let peer = ip("192.0.2.9");
+        let peer = Peer::from(ip("192.0.2.9"));
+        let mapped = Peer::from(ip("::ffff:192.0.2.9"));
         assert_eq!(resolve(&Source::XForwardedFor, &trusted(&["10.0.0.0/8"]), peer, &headers), peer);
         assert_eq!(resolve(&Source::XForwardedFor, &trusted(&[]), peer, &headers), peer);
-        assert_eq!(resolve(&Source::XForwardedFor, &trusted(&["private"]), ip("::ffff:192.0.2.9"), &headers), peer);
+        assert_eq!(resolve(&Source::XForwardedFor, &trusted(&["private"]), mapped, &headers), peer);
+        assert_eq!(resolve(&Source::XForwardedFor, &trusted(&["private"]), Peer::Unix, &headers), Peer::Unix);
     }
 
     #[test]
@@ -333,8 +375,8 @@ mod tests {
             let mut headers = HeaderMap::new();
             headers.append(name, HeaderValue::from_bytes(line).expect("a value"));
             assert_eq!(
-                resolve(&source, &trusted, ip("10.0.0.5"), &headers),
-                ip("203.0.113.9"),
+                resolve(&source, &trusted, ip("10.0.0.5").into(), &headers),
+                ip("203.0.113.9").into(),
                 "{}",
                 line.escape_ascii()
             );
@@ -378,6 +420,7 @@ mod tests {
         assert_eq!(limit_key(ip("2001:db8:1:2:3:4:5:6")), ip("2001:db8:1:2::"));
         assert_eq!(limit_key(ip("::ffff:1.2.3.4")), ip("1.2.3.4"));
         assert_eq!(limit_key(ip("1.2.3.4")), ip("1.2.3.4"));
+        assert_eq!(Peer::Unix.limit_key(), Peer::Unix.limit_key());
     }
 
     #[test]

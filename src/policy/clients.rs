@@ -1,11 +1,9 @@
 //! Which client addresses a rule serves.
 
-use std::net::IpAddr;
-
 use ipnet::IpNet;
 
 use super::Fault;
-use super::client_address::parse_network;
+use super::client_address::{Peer, parse_network};
 
 /// Networks that are served, and networks that are not.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -38,10 +36,11 @@ impl Clients {
         if faults.is_empty() { Ok(clients) } else { Err(faults) }
     }
 
-    /// Whether a client is served. `deny` wins.
-    pub fn allows(&self, ip: IpAddr) -> bool {
-        let ip = ip.to_canonical();
-        let is_in = |networks: &[IpNet]| networks.iter().any(|network| network.contains(&ip));
+    /// Whether a client is served. `deny` wins. A client without an address is in no network.
+    pub fn allows(&self, client: Peer) -> bool {
+        let is_in = |networks: &[IpNet]| {
+            client.ip().is_some_and(|address| networks.iter().any(|network| network.contains(&address.to_canonical())))
+        };
         !is_in(&self.deny) && (self.allow.is_empty() || is_in(&self.allow))
     }
 }
@@ -49,6 +48,7 @@ impl Clients {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::net::IpAddr;
 
     fn clients(allow: &[&str], deny: &[&str]) -> Result<Clients, Vec<Fault>> {
         let owned = |list: &[&str]| list.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
@@ -57,20 +57,22 @@ mod tests {
 
     #[test]
     fn deny_wins_and_no_allow_is_everybody() {
-        let allows = |clients: &Clients, ip: &str| clients.allows(ip.parse().unwrap());
+        let allows = |clients: &Clients, ip: &str| clients.allows(ip.parse::<IpAddr>().unwrap().into());
         let inner = clients(&["10.0.0.0/8", "2001:db8::/32"], &["10.6.6.6"]).unwrap();
         assert!(allows(&inner, "10.1.1.1") && allows(&inner, "2001:db8::1"));
         assert!(!allows(&inner, "10.6.6.6") && !allows(&inner, "192.0.2.1") && !allows(&inner, "2001:db9::1"));
         let others = clients(&[], &["192.0.2.0/24"]).unwrap();
         assert!(allows(&others, "10.1.1.1") && !allows(&others, "192.0.2.9"));
         assert!(allows(&Clients::default(), "192.0.2.1"));
+        assert!(!inner.allows(Peer::Unix) && others.allows(Peer::Unix));
     }
 
     #[test]
     fn ipv4_in_ipv6_is_ipv4() {
         let inner = clients(&["10.0.0.0/8"], &["::ffff:10.6.6.0/120"]).unwrap();
-        assert!(inner.allows("::ffff:10.1.1.1".parse().unwrap()));
-        assert!(!inner.allows("10.6.6.6".parse().unwrap()) && !inner.allows("::ffff:10.6.6.6".parse().unwrap()));
+        let allows = |ip: &str| inner.allows(Peer::Ip(ip.parse().unwrap()));
+        assert!(allows("::ffff:10.1.1.1"));
+        assert!(!allows("10.6.6.6") && !allows("::ffff:10.6.6.6"));
     }
 
     #[test]

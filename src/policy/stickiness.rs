@@ -13,6 +13,7 @@ use sha2::Sha256;
 use subtle::ConstantTimeEq as _;
 
 use super::Fault;
+use super::client_address::Peer;
 
 /// The bytes of a MAC that are kept: 128 bits, out of reach of guessing.
 const MAC_BYTES: usize = 16;
@@ -261,9 +262,9 @@ impl HashKey {
     }
 
     /// The bytes that are hashed for a request; `None` when it does not have what is asked for.
-    pub fn of(&self, client: std::net::IpAddr, headers: &http::HeaderMap, query: &str) -> Option<Vec<u8>> {
+    pub fn of(&self, client: Peer, headers: &http::HeaderMap, query: &str) -> Option<Vec<u8>> {
         match self {
-            Self::ClientIp => Some(client.to_string().into_bytes()),
+            Self::ClientIp => client.ip().map(|address| address.to_string().into_bytes()),
             Self::Header(name) => headers.get(name).map(|value| value.as_bytes().to_vec()),
             Self::Query(name) => query.split('&').find_map(|pair| {
                 let (key, value) = pair.split_once('=')?;
@@ -373,7 +374,8 @@ mod tests {
         headers.insert("cookie", "a=1; sid=abc".parse().unwrap());
         let of = |key: &str| {
             let key = HashKey::parse(key).unwrap();
-            key.of("10.0.0.1".parse().unwrap(), &headers, "x=1&token=t").map(|key| String::from_utf8(key).unwrap())
+            key.of(Peer::Ip("10.0.0.1".parse().unwrap()), &headers, "x=1&token=t")
+                .map(|key| String::from_utf8(key).unwrap())
         };
         assert_eq!(of("client_ip").as_deref(), Some("10.0.0.1"));
         assert_eq!(of("header:x-user").as_deref(), Some("ann"));

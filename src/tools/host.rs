@@ -173,7 +173,9 @@ fn ports(host: &Host, config: &Config) -> Vec<HostWarning> {
         let rules = config.rules.iter().filter(|rule| rule.action.upstream() == Some(index));
         let of_rules = rules.map(|rule| rule.connections_total.map_or(u64::MAX, to_u64)).fold(0, u64::saturating_add);
         let sessions = of_process.min(of_rules).div_ceil(to_u64(upstream.endpoints.len()).max(1));
-        if sessions <= ports.count() {
+        // A Unix socket needs no port.
+        let needs_none = upstream.endpoints.iter().all(|endpoint| endpoint.starts_with("unix:"));
+        if needs_none || sessions <= ports.count() {
             continue;
         }
         let wide = ports.count() >= PORTS.count();

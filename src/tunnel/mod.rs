@@ -28,7 +28,7 @@ mod work;
 /// A byte stream that a session runs on.
 pub trait Wire: AsyncRead + AsyncWrite + Unpin + Send {
     /// What the kernel knows of the connection; `None` where it is not TCP.
-    fn tcp_snapshot(&self) -> Option<TcpSnapshot> {
+    fn tcp_snapshot(&mut self) -> Option<TcpSnapshot> {
         None
     }
 
@@ -43,7 +43,7 @@ impl Wire for tokio::net::TcpStream {
         Some(self.as_raw_fd())
     }
 
-    fn tcp_snapshot(&self) -> Option<TcpSnapshot> {
+    fn tcp_snapshot(&mut self) -> Option<TcpSnapshot> {
         sys::tcp_snapshot(self)
     }
 }

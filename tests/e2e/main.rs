@@ -17,4 +17,7 @@ mod proxy_protocol;
 mod refusals;
 mod shutdown;
 mod support;
+mod tls;
+mod unix;
 mod upgrade;
+mod upstream_tls;

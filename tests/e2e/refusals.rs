@@ -6,7 +6,7 @@ use std::time::Duration;
 use sluicegate::cause::Refusal;
 
 use crate::support::frames::CLOSE;
-use crate::support::{Backend, Config, Gateway, Refusing, upgrade, upgrade_but};
+use crate::support::{Backend, Config, Gateway, Pki, Refusing, upgrade, upgrade_but};
 
 /// How a refusal is provoked, and what the contract says of it.
 struct Case {
@@ -65,6 +65,16 @@ fn second_session(refusal: Refusal, config: fn(Config) -> Config) -> impl Fn() {
         gateway.wait_for_metric("sluicegate_connections", &[("rule", "app")], 0.0);
         gateway.session().close();
     }
+}
+
+/// A listener with TLS.
+fn under_tls() -> (Backend, Gateway) {
+    let pki = Pki::new();
+    pki.issue("a", &["app.example"]);
+    let backend = Backend::echoing();
+    let config = Config::to(backend.address).listener(&format!("tls: {{ {} }}", pki.listener(&["a"])));
+    let gateway = Gateway::start(&config);
+    (backend, gateway)
 }
 
 /// The case of each refusal. There is no wildcard: a new one does not compile without a case. None is left out.
@@ -207,6 +217,24 @@ fn case_of(refusal: Refusal) -> Case {
                 before.expect_told("app", Refusal::ClientGone, None, "127.0.0.1");
             }),
         },
+        R::TlsHandshake => Case {
+            name: "tls_handshake",
+            status: None,
+            provoke: Box::new(|| {
+                let (backend, gateway) = under_tls();
+                let before = gateway.before();
+                let mut client = gateway.connect();
+                client.send(b"\x16\x03\x01\x00\x05nonsense");
+                client.read_to_any_end();
+                before.expect_told("none", Refusal::TlsHandshake, None, "127.0.0.1");
+                assert_eq!(backend.connections(), 0);
+            }),
+        },
+        R::CleartextOnTls => case("cleartext_on_tls", 400, || {
+            let (backend, gateway) = under_tls();
+            gateway.expect_refused_unruled(upgrade("/", ""), Refusal::CleartextOnTls);
+            assert_eq!(backend.connections(), 0);
+        }),
         R::ProxyHeader => Case {
             name: "proxy_header",
             status: None,

@@ -7,10 +7,12 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use prometheus::IntGauge;
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
 
+use super::secure::EndpointTls;
+use crate::edge::socket::Socket;
 use crate::metrics::Metrics;
 
 /// How long the addresses of a name are used before it is looked up again.
@@ -42,8 +44,9 @@ const EJECT_FOR: Duration = Duration::from_secs(10);
 pub struct Endpoint {
     upstream: String,
     address: String,
-    /// The address, when it needs no look-up.
-    literal: Option<SocketAddr>,
+    /// Where it is, when that needs no look-up.
+    literal: Option<Target>,
+    tls: Option<EndpointTls>,
     resolved: Arc<Mutex<Option<Resolved>>>,
     /// Which address of a name is tried first.
     turn: AtomicUsize,
@@ -57,6 +60,36 @@ pub struct Endpoint {
     answers_pings: Arc<AtomicBool>,
 }
 
+/// Where a connection goes to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// A TCP port.
+    Tcp(SocketAddr),
+    /// A Unix socket.
+    Unix(Arc<str>),
+}
+
+impl Target {
+    /// Reads `unix:PATH` and an address; `None` for a name.
+    fn read(text: &str) -> Option<Self> {
+        match text.strip_prefix("unix:") {
+            Some(path) => Some(Self::Unix(path.into())),
+            None => text.parse().ok().map(Self::Tcp),
+        }
+    }
+
+    async fn connect(&self) -> io::Result<Socket> {
+        match self {
+            Self::Tcp(address) => {
+                let stream = TcpStream::connect(address).await?;
+                stream.set_nodelay(true)?;
+                Ok(stream.into())
+            }
+            Self::Unix(path) => Ok(UnixStream::connect(&**path).await?.into()),
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Resolved {
     at: Instant,
@@ -67,12 +100,13 @@ struct Resolved {
 }
 
 impl Endpoint {
-    pub(super) fn new(upstream: &str, address: String, metrics: &Metrics) -> Self {
+    pub(super) fn new(upstream: &str, address: String, tls: Option<EndpointTls>, metrics: &Metrics) -> Self {
         let healthy = metrics.upstream_healthy(upstream, &address);
         healthy.set(1);
         Self {
             upstream: upstream.to_owned(),
-            literal: address.parse().ok(),
+            literal: Target::read(&address),
+            tls,
             resolved: Arc::default(),
             turn: AtomicUsize::new(0),
             active: AtomicUsize::new(0),
@@ -86,7 +120,7 @@ impl Endpoint {
         }
     }
 
-    /// `host:port`, as configured.
+    /// `host:port` or `unix:PATH`, as configured.
     pub fn address(&self) -> &str {
         &self.address
     }
@@ -145,14 +179,14 @@ impl Endpoint {
         Lease { endpoint: Arc::clone(self) }
     }
 
-    /// Its addresses, at most 16: the literal, or what its name meant at most 10 s ago. When a name stops resolving, its
+    /// Where to connect, at most 16: the literal, or what its name meant at most 10 s ago. When a name stops resolving, its
     /// last addresses stand: a resolver that is down takes no endpoint with it.
     ///
     /// # Errors
     /// The name has never resolved.
-    pub async fn resolve(&self) -> io::Result<Vec<SocketAddr>> {
-        if let Some(address) = self.literal {
-            return Ok(vec![address]);
+    pub async fn resolve(&self) -> io::Result<Vec<Target>> {
+        if let Some(target) = &self.literal {
+            return Ok(vec![target.clone()]);
         }
         let mut resolved = Arc::clone(&self.resolved).lock_owned().await;
         if !resolved.as_ref().is_some_and(Resolved::is_fresh) {
@@ -171,18 +205,18 @@ impl Endpoint {
             let failure = failure.as_deref().unwrap_or("the name has no address");
             return Err(io::Error::new(io::ErrorKind::NotFound, failure));
         }
-        let mut addresses = addresses.clone();
+        let mut addresses: Vec<_> = addresses.iter().copied().map(Target::Tcp).collect();
         // The resolver always gives the same order, and the first would get all connections.
         let turn = self.turn.fetch_add(1, Ordering::Relaxed) % addresses.len();
         addresses.rotate_left(turn);
         Ok(addresses)
     }
 
-    /// Connects to one of its addresses within `within`, and remembers whether that was possible.
+    /// Connects to one of its addresses within `within`, the TLS handshake included, and remembers whether that was possible.
     ///
     /// # Errors
     /// `TimedOut` when no address answered in time, else the last address' error.
-    pub(super) async fn connect(self: &Arc<Self>, within: Duration) -> io::Result<TcpStream> {
+    pub(super) async fn connect(self: &Arc<Self>, within: Duration) -> io::Result<Socket> {
         let outcome = self.connect_any(within).await;
         match &outcome {
             Ok(_) => self.succeeded(),
@@ -193,7 +227,7 @@ impl Endpoint {
         outcome
     }
 
-    async fn connect_any(&self, within: Duration) -> io::Result<TcpStream> {
+    async fn connect_any(&self, within: Duration) -> io::Result<Socket> {
         let deadline = Instant::now() + within;
         let timed_out = |_| io::Error::new(io::ErrorKind::TimedOut, format!("no answer in {within:?}"));
         let addresses = tokio::time::timeout_at(deadline, self.resolve()).await.map_err(timed_out)??;
@@ -202,15 +236,25 @@ impl Endpoint {
             // A share of the time each, so that one address that swallows packets does not use it up.
             let shares = u32::try_from(addresses.len() - index).unwrap_or(u32::MAX);
             let share = deadline.saturating_duration_since(Instant::now()) / shares;
-            match timeout(share, TcpStream::connect(address)).await.map_err(timed_out).flatten() {
-                Ok(stream) => {
-                    stream.set_nodelay(true)?;
-                    return Ok(stream);
-                }
+            match timeout(share, self.connect_to(address)).await.map_err(timed_out).flatten() {
+                Ok(stream) => return Ok(stream),
                 Err(error) => last_error = Some(error),
             }
         }
         Err(last_error.unwrap_or_else(|| io::Error::other("the endpoint has no address")))
+    }
+
+    async fn connect_to(&self, target: &Target) -> io::Result<Socket> {
+        let socket = target.connect().await?;
+        match &self.tls {
+            Some(tls) => Box::pin(tls.connect(socket)).await,
+            None => Ok(socket),
+        }
+    }
+
+    /// Its TLS; `None` is cleartext.
+    pub fn tls(&self) -> Option<&EndpointTls> {
+        self.tls.as_ref()
     }
 
     /// Remembers that it took a connection.
@@ -309,19 +353,21 @@ mod tests {
     use super::*;
 
     fn endpoint(address: &str) -> Arc<Endpoint> {
-        Arc::new(Endpoint::new("chat", address.to_owned(), &Metrics::new()))
+        Arc::new(Endpoint::new("chat", address.to_owned(), None, &Metrics::new()))
     }
 
     #[tokio::test]
     async fn literals_need_no_look_up_and_names_are_looked_up() {
-        assert_eq!(endpoint("127.0.0.1:9").resolve().await.unwrap(), ["127.0.0.1:9".parse().unwrap()]);
-        assert_eq!(endpoint("[::1]:9").resolve().await.unwrap(), ["[::1]:9".parse().unwrap()]);
+        for text in ["127.0.0.1:9", "[::1]:9"] {
+            assert_eq!(endpoint(text).resolve().await.unwrap(), [Target::Tcp(text.parse().unwrap())]);
+        }
+        assert_eq!(endpoint("unix:/a.sock").resolve().await.unwrap(), [Target::Unix("/a.sock".into())]);
         let local = endpoint("localhost:9");
         let mut first = local.resolve().await.unwrap();
         let mut second = local.resolve().await.unwrap();
-        assert!(first.iter().all(|address| address.ip().is_loopback()));
-        first.sort();
-        second.sort();
+        assert!(first.iter().all(|target| matches!(target, Target::Tcp(address) if address.ip().is_loopback())));
+        first.sort_by_key(|target| format!("{target:?}"));
+        second.sort_by_key(|target| format!("{target:?}"));
         assert_eq!(first, second, "the same addresses, in turn");
     }
 
@@ -331,21 +377,21 @@ mod tests {
         let unresolvable = endpoint(&format!("{}:9", "x".repeat(64)));
         assert_ne!(unresolvable.connect(Duration::from_secs(20)).await.unwrap_err().kind(), io::ErrorKind::TimedOut);
         assert!(!unresolvable.is_reachable());
-        let last = vec!["127.0.0.1:9".parse().unwrap()];
+        let last: Vec<SocketAddr> = vec!["127.0.0.1:9".parse().unwrap()];
         *unresolvable.resolved.lock().await =
             Some(Resolved { at: Instant::now() - RESOLVE_EVERY, addresses: last.clone(), failure: None });
-        assert_eq!(unresolvable.resolve().await.unwrap(), last);
+        assert_eq!(unresolvable.resolve().await.unwrap(), [Target::Tcp(last[0])]);
         assert!(unresolvable.resolved.lock().await.as_ref().unwrap().failure.is_some());
     }
 
     #[tokio::test]
     async fn a_name_is_looked_up_again_after_a_while_and_what_it_meant_before_is_left() {
         let local = endpoint("localhost:9");
-        let before = vec!["192.0.2.1:9".parse().unwrap()];
+        let before: Vec<SocketAddr> = vec!["192.0.2.1:9".parse().unwrap()];
         for (age, changed) in [(RESOLVE_EVERY - Duration::from_secs(5), false), (RESOLVE_EVERY, true)] {
             *local.resolved.lock().await =
                 Some(Resolved { at: Instant::now() - age, addresses: before.clone(), failure: None });
-            assert_eq!(local.resolve().await.unwrap() != before, changed, "{age:?}");
+            assert_eq!(local.resolve().await.unwrap() != [Target::Tcp(before[0])], changed, "{age:?}");
         }
     }
 

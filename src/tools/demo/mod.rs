@@ -32,7 +32,7 @@ pub async fn run(run_for: Option<Duration>) -> Result<(), String> {
     let backend = backend::Backend::bind(events::tap).await.map_err(failed)?;
     let file = configuration(backend.address());
     let app = App::start(load(&file)?, AdminFallback::FreePort).await.map_err(failed)?;
-    let gateway = app.listeners.first().map(|(_, address)| *address).ok_or("the demo has no listener")?;
+    let gateway = app.listeners.first().map(|(_, address)| address.clone()).ok_or("the demo has no listener")?;
     let url = format!("http://{gateway}");
 
     println!("The demo runs with this configuration:\n");

@@ -1,6 +1,8 @@
 //! A backend in this process that does what a test says, however wrong, and keeps what it was sent.
 
 use std::net::{SocketAddr, TcpListener};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
@@ -51,15 +53,32 @@ impl Backend {
     /// The same over a listener of the test's.
     pub fn over(listener: TcpListener, serve: impl Fn(&mut Connection) + Send + Sync + 'static) -> Self {
         let address = listener.local_addr().expect("it listens");
+        let connections = move || listener.accept().map(|(stream, _)| Client::over(stream)).ok();
+        Self::accepting(address, connections, serve)
+    }
+
+    /// The same on a Unix socket; its address is nowhere.
+    pub fn on_unix(path: &Path, serve: impl Fn(&mut Connection) + Send + Sync + 'static) -> Self {
+        let listener = UnixListener::bind(path).expect("a free path");
+        let connections = move || listener.accept().map(|(stream, _)| Client::over_unix(stream)).ok();
+        Self::accepting(SocketAddr::from(([0, 0, 0, 0], 0)), connections, serve)
+    }
+
+    /// The same over connections that a test makes; one that is `None` came to nothing.
+    pub fn accepting(
+        address: SocketAddr,
+        accept: impl Fn() -> Option<Client> + Send + 'static,
+        serve: impl Fn(&mut Connection) + Send + Sync + 'static,
+    ) -> Self {
         let seen = Arc::<Seen>::default();
         let serve = Arc::new(serve);
         std::thread::spawn({
             let seen = seen.clone();
             move || {
-                for stream in listener.incoming() {
+                loop {
+                    let Some(io) = accept() else { continue };
                     let (serve, seen) = (serve.clone(), seen.clone());
                     seen.connections.fetch_add(1, Ordering::Relaxed);
-                    let io = Client::over(stream.expect("a connection"));
                     std::thread::spawn(move || serve(&mut Connection { io, seen }));
                 }
             }

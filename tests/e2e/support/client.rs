@@ -1,7 +1,9 @@
 //! A client that sends whatever a test wants, and reads with a deadline.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use socket2::{Domain, Socket, Type};
@@ -9,10 +11,11 @@ use socket2::{Domain, Socket, Type};
 use super::DEADLINE;
 use super::frames::{self, Frame};
 use super::http::{Answer, Framing, Head};
+use super::link::Link;
 
 /// One end of a connection: a client's, or a backend's.
 pub struct Client {
-    stream: TcpStream,
+    stream: Link,
     /// What was read and not used.
     read: Vec<u8>,
 }
@@ -37,17 +40,34 @@ impl Client {
         stream.set_nodelay(true).expect("an open socket");
         stream.set_read_timeout(Some(DEADLINE)).expect("an open socket");
         stream.set_write_timeout(Some(DEADLINE)).expect("an open socket");
+        Self::on(Link::Tcp(stream))
+    }
+
+    /// Connects to a Unix socket.
+    pub fn connect_unix(path: &Path) -> Self {
+        Self::over_unix(UnixStream::connect(path).expect("it takes connections"))
+    }
+
+    /// Takes a connection of a Unix socket over.
+    pub fn over_unix(stream: UnixStream) -> Self {
+        stream.set_read_timeout(Some(DEADLINE)).expect("an open socket");
+        stream.set_write_timeout(Some(DEADLINE)).expect("an open socket");
+        Self::on(Link::Unix(stream))
+    }
+
+    /// One end of whatever carries it.
+    pub fn on(stream: Link) -> Self {
         Self { stream, read: Vec::new() }
     }
 
     /// Sends all of it.
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
-        self.stream.write_all(bytes.as_ref()).expect("the peer takes it");
+        self.stream.write_all(bytes.as_ref()).and_then(|()| self.stream.flush()).expect("the peer takes it");
     }
 
     /// Sends all of it, or what a peer takes that closes meanwhile.
     pub fn try_send(&mut self, bytes: impl AsRef<[u8]>) -> bool {
-        self.stream.write_all(bytes.as_ref()).is_ok()
+        self.stream.write_all(bytes.as_ref()).and_then(|()| self.stream.flush()).is_ok()
     }
 
     /// Sends a frame of a client.
@@ -56,13 +76,13 @@ impl Client {
     }
 
     /// Ends the sending half.
-    pub fn finish(&self) {
-        self.stream.shutdown(Shutdown::Write).expect("an open socket");
+    pub fn finish(&mut self) {
+        self.stream.finish().expect("an open socket");
     }
 
     /// The own address.
     pub fn local_addr(&self) -> SocketAddr {
-        self.stream.local_addr().expect("an open socket")
+        self.stream.local_addr()
     }
 
     /// The next head; `None` when the connection ends before it.
@@ -81,6 +101,26 @@ impl Client {
                 return None;
             }
         }
+    }
+
+    /// The next head, unless the connection ends before it, however it does.
+    pub fn head_if_any(&mut self) -> Option<Head> {
+        loop {
+            if let Some((head, len)) = Head::parse(&self.read) {
+                self.read.drain(..len);
+                return Some(head);
+            }
+            let mut buffer = [0; 4096];
+            match self.stream.read(&mut buffer) {
+                Ok(0) | Err(_) => return None,
+                Ok(len) => self.read.extend_from_slice(&buffer[..len]),
+            }
+        }
+    }
+
+    /// Reads and drops what comes until the connection ends, however it does.
+    pub fn read_to_any_end(&mut self) {
+        while matches!(self.stream.read(&mut [0; 4096]), Ok(1..)) {}
     }
 
     /// The head of an answer.
@@ -199,9 +239,9 @@ impl Client {
 
     /// Whether bytes, or the end, come within the time.
     pub fn comes_within(&mut self, within: Duration) -> bool {
-        self.stream.set_read_timeout(Some(within)).expect("an open socket");
-        let came = self.stream.peek(&mut [0]);
-        self.stream.set_read_timeout(Some(DEADLINE)).expect("an open socket");
+        self.stream.set_read_timeout(within).expect("an open socket");
+        let came = self.stream.tcp().expect("a TCP connection").peek(&mut [0]);
+        self.stream.set_read_timeout(DEADLINE).expect("an open socket");
         !matches!(came, Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut))
     }
 

@@ -5,6 +5,7 @@
 pub struct Config {
     endpoints: Vec<String>,
     listener: String,
+    other_listeners: String,
     upstream: String,
     rule: String,
     first_rules: Vec<String>,
@@ -35,6 +36,12 @@ impl Config {
     /// Keys of the listener `public`, such as `hosts: [app.example]`.
     pub fn listener(mut self, keys: &str) -> Self {
         self.listener = format!(", {keys}");
+        self
+    }
+
+    /// One more listener, with these keys.
+    pub fn other_listener(mut self, keys: &str) -> Self {
+        self.other_listeners += &format!("  - {{ {keys} }}\n");
         self
     }
 
@@ -83,11 +90,11 @@ impl Config {
 
     /// The file.
     pub fn yaml(&self) -> String {
-        let Self { endpoints, listener, upstream, rule, first_rules, admin, more, files: _ } = self;
+        let Self { endpoints, listener, other_listeners, upstream, rule, first_rules, admin, more, files: _ } = self;
         let first_rules: String = first_rules.iter().map(|rule| format!("  - {rule}\n")).collect();
         format!(
             "version: 1\n\
-             listeners:\n  - {{ name: public, bind: \"127.0.0.1:0\"{listener} }}\n\
+             listeners:\n  - {{ name: public, bind: \"127.0.0.1:0\"{listener} }}\n{other_listeners}\
              admin: {{ bind: \"127.0.0.1:0\"{admin} }}\n\
              upstreams:\n  - {{ name: app, endpoints: {endpoints:?}{upstream} }}\n\
              rules:\n{first_rules}  - {{ name: app, upstream: app{rule} }}\n{more}"

@@ -6,9 +6,11 @@ pub mod config;
 pub mod frames;
 pub mod gateway;
 pub mod http;
+pub mod link;
 pub mod metrics;
 pub mod node;
 pub mod refusal;
+pub mod tls;
 
 use std::time::Duration;
 
@@ -17,6 +19,7 @@ pub use client::Client;
 pub use config::Config;
 pub use gateway::Gateway;
 pub use http::{Answer, Head};
+pub use tls::Pki;
 
 /// How long a test waits for what must come: far longer than a loaded machine needs.
 pub const DEADLINE: Duration = Duration::from_secs(20);
