@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use libfuzzer_sys::fuzz_target;
-use sluicegate::policy::client_address::{Source, TrustedProxies, limit_key, resolve};
+use sluicegate::policy::client_address::{self, Source, TrustedProxies, limit_key};
 
 const HOP: [u8; 4] = [10, 0, 0, 5];
 const CLIENT: [u8; 4] = [203, 0, 113, 9];
@@ -37,3 +37,7 @@ fuzz_target!(|claims: &[u8]| {
         assert_eq!(resolve(&source, &trusted, hop, &headers), client);
     }
 });
+
+fn resolve(source: &Source, trusted: &TrustedProxies, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
+    client_address::resolve(source, trusted, peer.into(), headers).ip().expect("both peers have addresses")
+}
