@@ -370,9 +370,14 @@ impl ProxyHttp for Hooks {
         &self,
         _session: &mut Session,
         body: &mut Option<Bytes>,
-        _end_of_stream: bool,
+        end_of_stream: bool,
         ctx: &mut Self::CTX,
     ) -> pingora::Result<()> {
+        if end_of_stream && body.as_ref().is_some_and(Bytes::is_empty) {
+            // The last frame of a stream may be empty. Pingora would write it as a chunk without bytes, which ends the
+            // body, and then end it once more: the next request of the upstream's connection would begin behind that.
+            *body = None;
+        }
         let (Some(plain), Some(body)) = (ctx, body) else { return Ok(()) };
         let before = plain.body_bytes;
         plain.body_bytes += body.len() as u64;

@@ -177,7 +177,7 @@ fn malformed_streams_are_reset_and_siblings_live() {
         but(":method", &[]),
         but(":scheme", &[]),
         but("", &[(":path", "/twice")]),
-        but("", &[("x", "1"), (":late", "1")]),
+        but(":authority", &[("x", "1"), (":authority", "app.example")]),
         but("", &[("connection", "close")]),
         but("", &[("transfer-encoding", "chunked")]),
         but("", &[("upgrade", "websocket")]),
