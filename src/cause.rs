@@ -58,6 +58,8 @@ pub enum Refusal {
     UpgradeOverHttp10,
     /// CONNECT, which is never proxied.
     ConnectMethod,
+    /// An extended CONNECT whose `:protocol` is not websocket. RFC 8441 §4.
+    ConnectProtocol,
     /// The head was not complete in time.
     HeadTimeout,
     /// The head is over `head.max_bytes` or `head.max_headers`.
@@ -108,6 +110,8 @@ pub enum Refusal {
     TlsHandshake,
     /// A request in the clear on a listener with TLS.
     CleartextOnTls,
+    /// More streams of a connection than are served at once.
+    StreamLimit,
 }
 
 /// A row of the table of refusals.
@@ -129,7 +133,7 @@ const fn refusal(name: &'static str, policy: &'static str, status: u16, title: &
 
 impl Refusal {
     /// One of each, in the order of the table.
-    pub const ALL: [Self; 36] = [
+    pub const ALL: [Self; 38] = [
         Self::MalformedRequest,
         Self::BadHost,
         Self::BadPath,
@@ -141,6 +145,7 @@ impl Refusal {
         Self::UpgradeMethod,
         Self::UpgradeOverHttp10,
         Self::ConnectMethod,
+        Self::ConnectProtocol,
         Self::HeadTimeout,
         Self::HeadTooLarge,
         Self::UnsupportedVersion,
@@ -166,6 +171,7 @@ impl Refusal {
         Self::ProxyHeader,
         Self::TlsHandshake,
         Self::CleartextOnTls,
+        Self::StreamLimit,
     ];
 
     /// This refusal's row.
@@ -186,6 +192,7 @@ impl Refusal {
                 refusal("upgrade_over_http10", "handshake", 400, "a WebSocket upgrade needs HTTP/1.1")
             }
             Self::ConnectMethod => refusal("connect_method", "request", 405, "CONNECT is not served"),
+            Self::ConnectProtocol => refusal("connect_protocol", "request", 501, "only websocket is served by CONNECT"),
             Self::HeadTimeout => refusal("head_timeout", "head", 408, "request head not complete in time"),
             Self::HeadTooLarge => refusal("head_too_large", "head", 431, "request head too large"),
             Self::UnsupportedVersion => {
@@ -237,6 +244,12 @@ impl Refusal {
                 title: "the TLS handshake failed; closed without an answer",
             },
             Self::CleartextOnTls => refusal("cleartext_on_tls", "tls", 400, "this port is for HTTPS"),
+            Self::StreamLimit => RefusalRow {
+                name: "stream_limit",
+                policy: "http2",
+                status: None,
+                title: "more streams of an HTTP/2 connection than are served at once; reset",
+            },
         }
     }
 }

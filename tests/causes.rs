@@ -128,11 +128,11 @@ macro_rules! every {
 
 every!(refusal_variant, REFUSAL_VARIANTS, Refusal:
     MalformedRequest BadHost BadPath BadKey BadOffer BodyOnUpgrade EarlyData MixedUpgrade UpgradeMethod
-    UpgradeOverHttp10 ConnectMethod HeadTimeout HeadTooLarge UnsupportedVersion UpgradeRequired UpgradeDenied
+    UpgradeOverHttp10 ConnectMethod ConnectProtocol HeadTimeout HeadTooLarge UnsupportedVersion UpgradeRequired UpgradeDenied
     ClientNotAllowed OriginNotAllowed NoRule BodyTooLarge HostNotServed HandshakeRate ConnectionsPerIp ConnectionsTotal ProcessConnections
     ProcessMemory Draining
     UpstreamUnreachable UpstreamMalformed UpstreamInvalidUpgrade UpstreamTimeout UpstreamAnswered ClientGone
-    ProxyHeader TlsHandshake CleartextOnTls
+    ProxyHeader TlsHandshake CleartextOnTls StreamLimit
 );
 
 every!(cause_variant, CAUSE_VARIANTS, Cause:

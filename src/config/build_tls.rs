@@ -19,7 +19,7 @@ use crate::tls::{KeyPair, Problem};
 const A_FILE: &str = "a file in PEM that can be used";
 
 /// The TLS of a listener.
-pub(super) fn listener(raw: &RawListenerTls, base: &KeyPath, report: &mut Report<'_>) -> ServerFiles {
+pub(super) fn listener(raw: &RawListenerTls, http2: bool, base: &KeyPath, report: &mut Report<'_>) -> ServerFiles {
     let certificates = raw
         .certificates
         .iter()
@@ -37,7 +37,7 @@ pub(super) fn listener(raw: &RawListenerTls, base: &KeyPath, report: &mut Report
         None | Some(RawTlsVersion::Tls12) => MinVersion::Tls12,
         Some(RawTlsVersion::Tls13) => MinVersion::Tls13,
     };
-    let tls = ServerFiles { certificates, client_auth, min_version };
+    let tls = ServerFiles { certificates, client_auth, min_version, http2 };
     // What is missing, or was pruned, has its fault already.
     let written = raw.certificates.iter().all(|raw| raw.cert_file.is_some() && raw.key_file.is_some());
     if written && !raw.certificates.is_empty() {

@@ -92,6 +92,8 @@ pub struct Listener {
     pub client_address: Source,
     /// Its TLS; `None` is cleartext.
     pub tls: Option<ServerFiles>,
+    /// Whether HTTP/2 is spoken besides HTTP/1.1.
+    pub http2: bool,
 }
 
 /// Where a listener listens.

@@ -1,7 +1,7 @@
 //! Answers of our own: a refusal as an HTTP response. RFC 9457.
 //!
-//! They are written straight to the connection, which then ends, but for plain requests that Pingora has already read:
-//! those are answered through [`document`] by the caller.
+//! Over HTTP/1.1 they are written straight to the connection, which then ends; streams of HTTP/2, and plain requests that
+//! Pingora has already read, are answered through [`document`] by the caller.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -9,9 +9,12 @@ use std::pin::Pin;
 use std::task::{Poll, ready};
 use std::time::Duration;
 
+use http::header;
+use pingora::http::ResponseHeader;
 use tokio::io::{AsyncRead as _, AsyncWriteExt as _, ReadBuf};
 use tokio::time::timeout;
 
+use super::head::Protocol;
 use super::socket::Socket;
 use crate::cause::Refusal;
 
@@ -24,6 +27,9 @@ pub const LINGER_WHOLE: Duration = Duration::from_secs(10);
 /// How much of it is read and dropped, in bytes. A client that sends more without a look at its answer loses it.
 const LINGER_BYTES: usize = 64 << 20;
 
+/// What the body of a refusal is. RFC 9457 §3.
+const PROBLEM: &str = "application/problem+json";
+
 /// A refusal as an HTTP answer.
 #[derive(Debug)]
 pub struct Answer {
@@ -35,10 +41,10 @@ pub struct Answer {
     pub headers: Vec<(&'static str, String)>,
 }
 
-/// The answer to a refusal; `None` where there is none of ours to give.
-pub fn document(refusal: &Refusal) -> Option<Answer> {
+/// The answer to a refusal of a request that came so; `None` where there is none of ours to give.
+pub fn document(refusal: &Refusal, protocol: Protocol) -> Option<Answer> {
     let row = refusal.row();
-    let status = row.status?;
+    let status = protocol.status(row.status?);
     let body = format!(r#"{{"type":"urn:sluicegate:{}","title":"{}","status":{status}}}"#, row.name, row.title) + "\n";
     let mut headers = Vec::new();
     match (refusal, status) {
@@ -55,6 +61,20 @@ pub fn document(refusal: &Refusal) -> Option<Answer> {
 }
 
 impl Answer {
+    /// Its head, for who writes it in a form of its own.
+    ///
+    /// # Errors
+    /// None: what is in it is ours.
+    pub fn to_header(&self) -> pingora::Result<ResponseHeader> {
+        let mut head = ResponseHeader::build_no_case(self.status, Some(self.headers.len() + 2))?;
+        for (name, value) in &self.headers {
+            head.insert_header(*name, value)?;
+        }
+        head.insert_header(header::CONTENT_TYPE, PROBLEM)?;
+        head.insert_header(header::CONTENT_LENGTH, self.body.len())?;
+        Ok(head)
+    }
+
     /// The answer on the wire of HTTP/1.1, before the connection is closed.
     pub fn to_bytes(&self) -> Vec<u8> {
         let reason = http::StatusCode::from_u16(self.status).ok().and_then(|status| status.canonical_reason());
@@ -65,7 +85,7 @@ impl Answer {
         // RFC 9110 §15.5.22 asks for Upgrade in a 426, and §7.8 for its name in Connection.
         let connection = if self.status == 426 { "Upgrade, close" } else { "close" };
         head += &format!(
-            "content-type: application/problem+json\r\ncontent-length: {}\r\nconnection: {connection}\r\n\r\n",
+            "content-type: {PROBLEM}\r\ncontent-length: {}\r\nconnection: {connection}\r\n\r\n",
             self.body.len()
         );
         (head + &self.body).into_bytes()
@@ -74,7 +94,7 @@ impl Answer {
 
 /// Answers a refusal, and ends the connection so that the client can read the answer.
 pub async fn refuse(mut io: Socket, refusal: &Refusal) {
-    if let Some(answer) = document(refusal) {
+    if let Some(answer) = document(refusal, Protocol::Http1) {
         // A client that is gone, or takes no answer in time, gets none.
         let _ = timeout(LINGER, io.send_all(&answer.to_bytes())).await;
     }
@@ -126,7 +146,7 @@ mod tests {
     fn every_refusal_with_a_status_has_a_whole_answer() {
         for refusal in Refusal::ALL {
             let row = refusal.row();
-            let Some(answer) = document(&refusal) else {
+            let Some(answer) = document(&refusal, Protocol::Http1) else {
                 assert_eq!(row.status, None);
                 continue;
             };
@@ -137,6 +157,17 @@ mod tests {
             assert_eq!(body["type"], format!("urn:sluicegate:{}", row.name));
             assert_eq!(head.contains("retry-after: "), matches!(answer.status, 429 | 503), "{head}");
             assert_eq!(head.contains("upgrade: websocket"), answer.status == 426);
+        }
+    }
+
+    #[test]
+    fn over_http2_nothing_asks_for_an_upgrade() {
+        for refusal in [Refusal::UnsupportedVersion, Refusal::UpgradeRequired] {
+            let answer = document(&refusal, Protocol::Http2).unwrap();
+            assert_eq!(answer.status, 400);
+            assert!(answer.body.contains("\"status\":400"), "{}", answer.body);
+            let head = answer.to_header().unwrap();
+            assert!(!head.headers.contains_key("upgrade"), "{head:?}");
         }
     }
 

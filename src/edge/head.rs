@@ -28,12 +28,45 @@ thread_local! {
     static SCRATCH: RefCell<[u8; READ_BYTES]> = const { RefCell::new([0; READ_BYTES]) };
 }
 
+/// How a request came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// Over HTTP/1.x.
+    Http1,
+    /// Over HTTP/2.
+    Http2,
+    /// Over HTTP/2, as an extended CONNECT for a WebSocket. RFC 8441 §4.
+    Http2WebSocket,
+    /// Over HTTP/2, as an extended CONNECT for anything else.
+    Http2Extended,
+}
+
+impl Protocol {
+    /// Its name in the log.
+    pub const fn name(self) -> &'static str {
+        if self.is_http2() { "h2" } else { "h1" }
+    }
+
+    /// Whether it is a stream of HTTP/2.
+    pub const fn is_http2(self) -> bool {
+        !matches!(self, Self::Http1)
+    }
+
+    /// The status by which an answer of ours goes out. A 426 names what to upgrade to (RFC 9110 §15.5.22), and over
+    /// HTTP/2 nothing can be upgraded (RFC 9113 §8.6).
+    pub const fn status(self, status: u16) -> u16 {
+        if self.is_http2() && status == 426 { 400 } else { status }
+    }
+}
+
 /// A request's head, parsed, and the bytes that it came in.
 #[derive(Debug)]
 pub struct Head {
+    /// How it came.
+    pub protocol: Protocol,
     /// Method, target, version and headers, in the case in which they came.
     pub request: RequestHeader,
-    /// The head as it came, and what was read behind it.
+    /// The head as it came, and what was read behind it; nothing over HTTP/2.
     pub bytes: Bytes,
     /// The length of the head in `bytes`.
     pub len: usize,
@@ -50,8 +83,20 @@ pub enum NoHead {
     Refused(Refusal),
 }
 
+/// What a client begins.
+#[derive(Debug)]
+pub enum Beginning {
+    /// A request.
+    Request(Head),
+    /// A connection of HTTP/2: what was read of it. RFC 9113 §3.3.
+    Http2(Bytes),
+}
+
+/// What a client sends first over HTTP/2. RFC 9113 §3.4.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
 /// Reads the next head by `deadline`. `read` is what was read of it already; `first` says whether a silent client is told
-/// so.
+/// so, and `http2` whether it may be the preface of HTTP/2.
 ///
 /// # Errors
 /// `HeadTimeout`, `HeadTooLarge`, `MalformedRequest`, `ProcessMemory`; or quiet when the connection ended between two requests.
@@ -61,13 +106,20 @@ pub async fn read(
     limits: &HeadLimits,
     deadline: Instant,
     first: bool,
-) -> Result<Head, NoHead> {
+    http2: bool,
+) -> Result<Beginning, NoHead> {
     let mut bytes = BytesMut::from(read);
     let mut progress = Progress::default();
     loop {
-        if let Some(head) = parse(&bytes, &mut progress, limits).map_err(NoHead::Refused)? {
+        if http2 && bytes.starts_with(PREFACE) {
+            return Ok(Beginning::Http2(bytes.freeze()));
+        }
+        // The first byte that is not of the preface decides.
+        let may_be_http2 = http2 && PREFACE.starts_with(&bytes);
+        if !may_be_http2 && let Some(head) = parse(&bytes, &mut progress, limits).map_err(NoHead::Refused)? {
             let bytes = bytes.freeze();
-            return Ok(Head { request: head.0, len: head.1, bytes, rewritten: false });
+            let (request, len) = head;
+            return Ok(Beginning::Request(Head { protocol: Protocol::Http1, request, len, bytes, rewritten: false }));
         }
         // A head that is not whole would grow.
         if !bytes.is_empty() && pressure::is_over() {
@@ -192,7 +244,7 @@ fn to_header(parsed: &httparse::Request<'_, '_>) -> Result<RequestHeader, Refusa
 }
 
 /// A body whose end two readers could see at different places is refused. RFC 9112 §6.
-fn check_framing(request: &RequestHeader) -> Result<(), Refusal> {
+pub(super) fn check_framing(request: &RequestHeader) -> Result<(), Refusal> {
     let mut lengths = request.headers.get_all(header::CONTENT_LENGTH).into_iter();
     let length = lengths.next();
     let encodings = request.headers.get_all(header::TRANSFER_ENCODING).into_iter().count();

@@ -1,14 +1,18 @@
 //! Where connections come in and go out: heads, rules, handshakes, upstreams. Pingora lives here.
 //!
 //! A connection passes through [`service`], where its head is read and its rule found, and then either through
-//! [`upgrade`] into a tunnel or through [`plain`] and Pingora's `HttpProxy`.
+//! [`upgrade`] into a tunnel or through [`plain`] and Pingora's `HttpProxy`. One that speaks HTTP/2 goes through [`http2`]
+//! first, and each of its streams then as such a request.
 
 pub mod answer;
 pub mod body;
+pub mod client;
 pub mod fixed;
 pub mod forwarding;
 pub mod gateway;
 pub mod head;
+pub mod http2;
+pub mod http2_stream;
 pub mod listener;
 pub mod memory;
 pub mod plain;

@@ -10,10 +10,12 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::header;
+use parking_lot::Mutex;
 use pingora::apps::HttpServerApp;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::http::v1::client::http_req_header_to_wire;
+use pingora::protocols::http::v2::server::HttpSession;
 use pingora::proxy::{FailToProxy, HttpProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use pingora::server::configuration::ServerConf;
 use pingora::upstreams::peer::HttpPeer;
@@ -23,7 +25,7 @@ use tokio::sync::watch;
 use super::answer;
 use super::body::BodyEnd;
 use super::forwarding;
-use super::head::Head;
+use super::head::{Head, Protocol};
 use super::record::PlainAnswer;
 use super::request::{Intent, Request};
 use super::routed::{Routed, note_answer};
@@ -64,6 +66,26 @@ pub struct Plain {
     /// A refusal was logged and counted: the request is no answered one.
     refused: bool,
     _upstream_descriptor: Guard,
+}
+
+impl Plain {
+    fn new(routed: Routed, source: Source, access_log: AccessLog, upstream_descriptor: Guard) -> Self {
+        Self {
+            routed,
+            source,
+            access_log,
+            started: Instant::now(),
+            tried: Vec::new(),
+            again: None,
+            written: false,
+            lease: None,
+            alarm: None,
+            timed_out: Arc::default(),
+            body_bytes: 0,
+            refused: false,
+            _upstream_descriptor: upstream_descriptor,
+        }
+    }
 }
 
 /// Shuts an upstream connection down that brings no response in time, so that Pingora's read of it ends.
@@ -134,25 +156,43 @@ impl PlainProxy {
         session.set_keepalive(Some(idle_timeout.as_secs()));
         session.set_read_timeout(Some(idle_timeout));
         session.set_write_timeout(Some(idle_timeout));
-        let plain = Plain {
-            routed,
-            source,
-            access_log,
-            started: Instant::now(),
-            tried: Vec::new(),
-            again: None,
-            written: false,
-            lease: None,
-            alarm: None,
-            timed_out: Arc::default(),
-            body_bytes: 0,
-            refused: false,
-            _upstream_descriptor: upstream_descriptor,
-        };
+        let plain = Plain::new(routed, source, access_log, upstream_descriptor);
         session.set_connection_user_context(Some(Box::new(plain)));
         let reused = self.proxy.process_new_http(session, &self.shutdown).await?;
         let (stream, _settings) = reused.consume();
         PrereadStream::unbox(stream)
+    }
+
+    /// Serves the request of a stream of HTTP/2.
+    pub async fn serve_stream(
+        &self,
+        mut stream: HttpSession,
+        routed: Routed,
+        source: Source,
+        access_log: AccessLog,
+        upstream_descriptor: Guard,
+    ) {
+        let mut header = routed.request.head.request.clone();
+        header.set_version(http::Version::HTTP_2);
+        let idle_timeout = routed.rule.http.idle_timeout;
+        let _counted = InFlight::new(&self.in_flight);
+        let plain = Plain::new(routed, source, access_log, upstream_descriptor);
+        header.extensions_mut().insert(Brought::of(plain));
+        *stream.req_header_mut() = header;
+        let mut session = ServerSession::new_http2(stream);
+        session.set_write_timeout(Some(idle_timeout));
+        // Nothing is left of a stream behind its answer.
+        let _ = self.proxy.process_new_http(session, &self.shutdown).await;
+    }
+}
+
+/// A value on its way into Pingora: a stream has no place for one but its request's extensions, which are cloned.
+#[derive(Clone)]
+struct Brought(Arc<Mutex<Option<Box<Plain>>>>);
+
+impl Brought {
+    fn of(plain: Plain) -> Self {
+        Self(Arc::new(Mutex::new(Some(Box::new(plain)))))
     }
 }
 
@@ -175,7 +215,7 @@ impl Drop for InFlight<'_> {
 /// The head that Pingora reads: as it came, or without what asks for another protocol and what is for one hop only.
 /// `None` only if a head that was parsed cannot be written.
 fn head_for_pingora(request: &Request) -> Option<Bytes> {
-    let Head { request: header, bytes, len, rewritten } = &request.head;
+    let Head { request: header, bytes, len, rewritten, .. } = &request.head;
     let only_persistence = list(&header.headers, &header::CONNECTION).all(is_persistence);
     if request.intent == Intent::Plain && only_persistence && !rewritten {
         return Some(bytes.slice(..*len));
@@ -215,6 +255,14 @@ impl ProxyHttp for Hooks {
     /// Pingora's way to bring a value along: it is ours, put there by [`PlainProxy::serve`].
     fn on_connection_reuse(&self, _session: &mut Session, ctx: &mut Self::CTX, value: Box<dyn Any + Send + Sync>) {
         *ctx = value.downcast().ok();
+    }
+
+    /// The same for a stream of HTTP/2.
+    async fn early_request_filter(&self, session: &mut Session, ctx: &mut Self::CTX) -> pingora::Result<()> {
+        if ctx.is_none() {
+            *ctx = session.req_header().extensions.get::<Brought>().and_then(|brought| brought.0.lock().take());
+        }
+        Ok(())
     }
 
     async fn upstream_peer(&self, _session: &mut Session, ctx: &mut Self::CTX) -> pingora::Result<Box<HttpPeer>> {
@@ -322,9 +370,14 @@ impl ProxyHttp for Hooks {
         &self,
         _session: &mut Session,
         body: &mut Option<Bytes>,
-        _end_of_stream: bool,
+        end_of_stream: bool,
         ctx: &mut Self::CTX,
     ) -> pingora::Result<()> {
+        if end_of_stream && body.as_ref().is_some_and(Bytes::is_empty) {
+            // The last frame of a stream may be empty. Pingora would write it as a chunk without bytes, which ends the
+            // body, and then end it once more: the next request of the upstream's connection would begin behind that.
+            *body = None;
+        }
         let (Some(plain), Some(body)) = (ctx, body) else { return Ok(()) };
         let before = plain.body_bytes;
         plain.body_bytes += body.len() as u64;
@@ -392,7 +445,8 @@ impl ProxyHttp for Hooks {
                 endpoint.misbehaved();
             }
         }
-        let Some(answer) = answer::document(&refusal).filter(|_| !answered) else {
+        let protocol = ctx.as_ref().map_or(Protocol::Http1, |plain| plain.routed.request.head.protocol);
+        let Some(answer) = answer::document(&refusal, protocol).filter(|_| !answered) else {
             return FailToProxy { error_code: 0, can_reuse_downstream: false };
         };
         let error_code = answer.status;
@@ -466,6 +520,10 @@ fn brought_no_answer(error: &Error) -> bool {
 
 /// Reads and drops what is left of a request that was answered before its end, as [`answer::end`] does.
 async fn linger(session: &mut Session) {
+    if session.as_downstream().is_http2() {
+        // Its stream ends by itself, and takes no answer of another with it.
+        return;
+    }
     let client = session.as_downstream_mut();
     client.set_read_timeout(Some(answer::LINGER));
     client.set_total_drain_timeout(Some(answer::LINGER_WHOLE));
@@ -473,11 +531,6 @@ async fn linger(session: &mut Session) {
 }
 
 async fn write(session: &mut Session, answer: answer::Answer) -> pingora::Result<()> {
-    let mut response = ResponseHeader::build(answer.status, None)?;
-    for (name, value) in answer.headers {
-        response.insert_header(name, value)?;
-    }
-    response.insert_header(header::CONTENT_TYPE, "application/problem+json")?;
-    response.insert_header(header::CONTENT_LENGTH, answer.body.len())?;
-    session.as_downstream_mut().write_error_response(response, answer.body.into()).await
+    let head = answer.to_header()?;
+    session.as_downstream_mut().write_error_response(head, answer.body.into()).await
 }

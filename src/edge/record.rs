@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use http::header::{self, HeaderName};
 
-use super::head::Head;
+use super::head::{Head, Protocol};
 use super::request::Request;
 use crate::cause::{Cause, Refusal};
 use crate::events::{self, Event};
@@ -22,6 +22,7 @@ use crate::tunnel::session::Outcome;
 #[derive(Debug)]
 pub struct Record {
     listener: Arc<str>,
+    protocol: Protocol,
     rule: Option<Arc<str>>,
     host: Option<Box<str>>,
     path: Option<Box<str>>,
@@ -76,6 +77,7 @@ impl Record {
     pub fn of_peer(listener: &Arc<str>, peer: Peer) -> Self {
         Self {
             listener: listener.clone(),
+            protocol: Protocol::Http1,
             rule: None,
             host: None,
             path: None,
@@ -94,6 +96,7 @@ impl Record {
     pub fn of_head(listener: &Arc<str>, peer: Peer, head: &Head) -> Self {
         let text = |name: &HeaderName| head.request.headers.get(name).map(|value| kept(value.as_bytes()));
         Self {
+            protocol: head.protocol,
             host: text(&header::HOST),
             path: Some(kept(path_of(head.request.raw_path()))),
             method: Some(kept(head.request.method.as_str().as_bytes())),
@@ -108,6 +111,11 @@ impl Record {
     /// Of a request.
     pub fn of_request(listener: &Arc<str>, request: &Request) -> Self {
         Self { client: request.client, ..Self::of_head(listener, request.peer, &request.head) }
+    }
+
+    /// Says that the connection speaks HTTP/2.
+    pub fn set_http2(&mut self) {
+        self.protocol = Protocol::Http2;
     }
 
     /// Names the client that a trusted peer spoke for.
@@ -125,7 +133,7 @@ impl Record {
         let row = refusal.row();
         let status = match refusal {
             Refusal::UpstreamAnswered(status) => Some(*status),
-            _ => row.status,
+            _ => row.status.map(|status| self.protocol.status(status)),
         };
         self.fields(Event::new("refusal"))
             .field("status", status)
@@ -165,7 +173,7 @@ impl Record {
             .field("peer_ip", format_args!("{}", self.peer))
             .field("origin", self.origin.as_deref())
             .field("user_agent", self.user_agent.as_deref())
-            .field("protocol", "h1")
+            .field("protocol", self.protocol.name())
             .field("session_id", session_id(self.session_id))
             .field("request_id", self.request_id.as_deref())
             .field("traceparent", self.traceparent.as_deref())
@@ -233,7 +241,8 @@ impl SessionRecord {
         event
             .field("upstream", &*self.upstream)
             .field("endpoint", &*self.endpoint)
-            .field("status", 101u16)
+            // RFC 8441 §5: over HTTP/2 a tunnel is opened by a 200.
+            .field("status", if self.request.protocol.is_http2() { 200u16 } else { 101 })
             .field("subprotocol", self.subprotocol.as_deref())
             .field("compression", self.compression.name())
     }

@@ -5,7 +5,8 @@ use std::net::IpAddr;
 use http::{HeaderValue, header};
 
 use super::forwarding;
-use super::head::Head;
+use super::head::{Head, Protocol};
+use super::http2_stream;
 use crate::cause::Refusal;
 use crate::config;
 use crate::policy::client_address::{self, Peer, Source, TrustedProxies};
@@ -60,7 +61,7 @@ pub struct Unread {
     pub refusal: Refusal,
 }
 
-/// What a request's Upgrade asks for.
+/// What a request's Upgrade, or its `:protocol`, asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Intent {
     /// Nothing: plain HTTP.
@@ -75,8 +76,8 @@ impl Request {
     /// Reads a head.
     ///
     /// # Errors
-    /// `ConnectMethod`, `BadHost`, `BadPath`, `MixedUpgrade`, `UpgradeOverHttp10`, `HostNotServed`, and
-    /// `MalformedRequest` for what Connection may not name: what two readers could read in different ways, or what this
+    /// `ConnectMethod`, `ConnectProtocol`, `BadHost`, `BadPath`, `MixedUpgrade`, `UpgradeOverHttp10`, `HostNotServed`, and
+    /// `MalformedRequest` for what Connection may not name, `HeadTooLarge` over HTTP/2: what two readers could read in different ways, or what this
     /// listener does not serve.
     pub fn read(
         mut head: Head,
@@ -92,8 +93,16 @@ impl Request {
             None => client_address::resolve(source, trusted_proxies, peer, &head.request.headers),
         };
         let read = |head: &mut Head| {
-            if head.request.method == http::Method::CONNECT {
-                return Err(Refusal::ConnectMethod);
+            if head.protocol.is_http2() {
+                http2_stream::check(&head.request, &listener.head)?;
+            }
+            match head.protocol {
+                Protocol::Http2WebSocket => {}
+                Protocol::Http2Extended => return Err(Refusal::ConnectProtocol),
+                Protocol::Http1 | Protocol::Http2 if head.request.method == http::Method::CONNECT => {
+                    return Err(Refusal::ConnectMethod);
+                }
+                Protocol::Http1 | Protocol::Http2 => {}
             }
             let authority = read_target(head)?;
             let raw_path = head.request.raw_path();
@@ -211,6 +220,12 @@ fn read_target(head: &mut Head) -> Result<Option<Authority>, Refusal> {
 
 /// Reads what Upgrade and Connection ask for. RFC 9110 §7.8, RFC 6455 §4.2.1.
 fn read_intent(head: &Head) -> Result<Intent, Refusal> {
+    match head.protocol {
+        // Over HTTP/2 nothing is upgraded, and a request that asks for it is malformed: RFC 9113 §8.2.2.
+        Protocol::Http2WebSocket => return Ok(Intent::WebSocket),
+        Protocol::Http2 | Protocol::Http2Extended => return Ok(Intent::Plain),
+        Protocol::Http1 => {}
+    }
     let headers = &head.request.headers;
     let mut lines = headers.get_all(header::UPGRADE).into_iter();
     if lines.next().is_none() {

@@ -4,12 +4,16 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use pingora::protocols::http::v2::server::HttpSession;
 use tokio::time::Instant;
 
 use super::answer;
-use super::fixed;
+use super::client::{Client as _, Http1Client};
+use super::fixed::{self, Answered};
 use super::gateway::{Action, Gateway, ListenerState, Rule};
-use super::head::{self, NoHead};
+use super::head::{self, Beginning, Head, NoHead};
+use super::http2::{self, StreamMark};
+use super::http2_stream::{self, Http2Client};
 use super::plain::PlainProxy;
 use super::proxy_protocol;
 use super::record::{PlainAnswer, Record};
@@ -24,6 +28,13 @@ use crate::config::WebSocketMode;
 use crate::policy::client_address::{Peer, Source};
 use crate::policy::route;
 use crate::tunnel::pressure;
+
+/// A request that its rule lets pass.
+struct Admitted {
+    request: Request,
+    rule: Arc<Rule>,
+    record: Record,
+}
 
 /// What serves connections, shared by all listeners.
 pub struct Service {
@@ -60,6 +71,11 @@ impl Service {
             }
         }
         let arrival = Arrival { peer, named, tls: listener.tls.is_some(), identity };
+        if io.has_agreed_on_http2() {
+            return Box::pin(http2::serve(self, listener, io, read, arrival, descriptor, deadline)).await;
+        }
+        // Under TLS the protocol is agreed on before it is spoken: RFC 9113 §3.3.
+        let may_be_http2 = listener.config.http2 && listener.tls.is_none();
         let mut first = true;
         loop {
             if !first {
@@ -67,46 +83,22 @@ impl Service {
             }
             let head = tokio::select! {
                 biased;
-                head = head::read(&mut io, read, &listener.config.head, deadline, first) => head,
+                head = head::read(&mut io, read, &listener.config.head, deadline, first, may_be_http2 && first) => head,
                 // Between two requests nothing of a client's is lost.
                 () = gateway.refusing(), if !first => return,
             };
             let head = match head {
-                Ok(head) => head,
+                Ok(Beginning::Request(head)) => head,
+                Ok(Beginning::Http2(read)) => {
+                    return Box::pin(http2::serve(self, listener, io, read, arrival, descriptor, deadline)).await;
+                }
                 Err(NoHead::Quiet) => return,
                 Err(NoHead::Refused(refusal)) => return self.refuse(&listener, io, peer, None, refusal).await,
             };
-            let request = match Request::read(head, &arrival, &listener.config, &gateway.trusted_proxies) {
-                Ok(request) => request,
-                Err(unread) => {
-                    let mut record = Record::of_head(&listener.name, peer, &unread.head);
-                    record.set_client(unread.client);
-                    return self.refuse(&listener, io, peer, Some(record), unread.refusal).await;
-                }
+            let Admitted { request, rule, record } = match self.admit(&listener, &arrival, head) {
+                Ok(admitted) => admitted,
+                Err(refusal) => return Box::pin(answer::refuse(io, &refusal)).await,
             };
-            let mut record = Record::of_request(&listener.name, &request);
-            let route = route::Request {
-                listener: &listener.config.name,
-                host: request.host(),
-                path: &request.path,
-                headers: &request.head.request.headers,
-            };
-            let rule = match gateway.route(&route) {
-                _ if gateway.is_refusing() => Err(Refusal::Draining),
-                _ if pressure::is_over() => Err(Refusal::ProcessMemory),
-                Some(rule) => Ok(rule.clone()),
-                None => Err(Refusal::NoRule),
-            };
-            let rule = match rule {
-                Ok(rule) => rule,
-                Err(refusal) => return self.refuse(&listener, io, peer, Some(record), refusal).await,
-            };
-            record.set_rule(&rule.name);
-            if let Err(refusal) = self.check(&rule, &request, &record) {
-                rule.metrics.refused(&refusal);
-                record.refused(&refusal, None);
-                return Box::pin(answer::refuse(io, &refusal)).await;
-            }
             let started = std::time::Instant::now();
             let answered = match &rule.action {
                 Action::Upstream(upstream) => {
@@ -114,8 +106,9 @@ impl Service {
                     let choice = sticky::choose(&rule, &upstream, &request);
                     let routed = Routed { request, rule, upstream, choice, record };
                     if routed.request.intent == Intent::WebSocket {
+                        let client = Http1Client::new(io);
                         // Boxed, as below: a connection that waits for a head should not own what an answer needs.
-                        return Box::pin(upgrade::serve(gateway, &listener, io, routed, descriptor)).await;
+                        return Box::pin(upgrade::serve(gateway, &listener, client, routed, Some(descriptor))).await;
                     }
                     let Some(upstream_descriptor) = gateway.take_descriptor() else {
                         return self
@@ -131,25 +124,124 @@ impl Service {
                     first = false;
                     continue;
                 }
-                Action::Redirect(redirect) => Box::pin(fixed::redirect(io, &request, &rule, redirect)).await,
-                Action::Respond(respond) => Box::pin(fixed::respond(io, &request, &rule, respond)).await,
+                Action::Redirect(redirect) => {
+                    let fixed = fixed::redirect(&request, &rule, redirect);
+                    Box::pin(fixed.write(io, &request, &rule)).await
+                }
+                Action::Respond(respond) => {
+                    let fixed = fixed::respond(&rule, respond);
+                    Box::pin(fixed.write(io, &request, &rule)).await
+                }
             };
-            let line = PlainAnswer {
-                upstream: None,
-                endpoint: None,
-                status: answered.status,
-                duration: started.elapsed(),
-                bytes_in: 0,
-                bytes_out: answered.body_bytes,
-                broken: false,
-            };
-            note_answer(gateway.access_log, &rule, &record, &line);
+            self.note_fixed(&rule, &record, &answered, started);
             match answered.io {
                 Some((stream, unread)) => (io, read) = (stream, unread),
                 None => return,
             }
             first = false;
         }
+    }
+
+    /// Serves one stream of a connection of HTTP/2.
+    pub async fn serve_stream(
+        &self,
+        listener: &ListenerState,
+        arrival: &Arrival,
+        session: HttpSession,
+        mark: StreamMark,
+    ) {
+        let gateway = &self.gateway;
+        let head = http2_stream::head_of(session.req_header());
+        let mut client = Http2Client::new(session, mark);
+        let Admitted { request, rule, record } = match self.admit(listener, arrival, head) {
+            Ok(admitted) => admitted,
+            Err(refusal) => return client.refuse(&refusal).await,
+        };
+        let started = std::time::Instant::now();
+        let fixed = match &rule.action {
+            Action::Upstream(upstream) => {
+                let upstream = upstream.clone();
+                let choice = sticky::choose(&rule, &upstream, &request);
+                let routed = Routed { request, rule, upstream, choice, record };
+                if routed.request.intent == Intent::WebSocket {
+                    return Box::pin(upgrade::serve(gateway, listener, client, routed, None)).await;
+                }
+                let Some(upstream_descriptor) = gateway.take_descriptor() else {
+                    let refusal = Refusal::ProcessConnections;
+                    gateway.no_rule.refused(&refusal);
+                    routed.record.refused(&refusal, None);
+                    return client.refuse(&refusal).await;
+                };
+                let source = listener.config.client_address.clone();
+                let (session, _mark) = client.into_parts();
+                let plain = &self.plain;
+                let served = plain.serve_stream(session, routed, source, gateway.access_log, upstream_descriptor);
+                return Box::pin(served).await;
+            }
+            Action::Redirect(redirect) => fixed::redirect(&request, &rule, redirect),
+            Action::Respond(respond) => fixed::respond(&rule, respond),
+        };
+        if request.intent == Intent::WebSocket && fixed.is_success() {
+            // To a CONNECT it would open a tunnel: RFC 9110 §9.3.6.
+            let refusal = Refusal::UpgradeDenied;
+            rule.metrics.refused(&refusal);
+            record.refused(&refusal, None);
+            return client.refuse(&refusal).await;
+        }
+        let answered = fixed.write_to_stream(&mut client, &request, &rule).await;
+        self.note_fixed(&rule, &record, &answered, started);
+    }
+
+    /// Reads a request and finds the rule that lets it pass. What is refused is counted and logged, and has to be
+    /// answered.
+    fn admit(&self, listener: &ListenerState, arrival: &Arrival, head: Head) -> Result<Admitted, Refusal> {
+        let gateway = &self.gateway;
+        let unruled = |record: &Record, refusal: Refusal| {
+            gateway.no_rule.refused(&refusal);
+            record.refused(&refusal, None);
+            refusal
+        };
+        let request = match Request::read(head, arrival, &listener.config, &gateway.trusted_proxies) {
+            Ok(request) => request,
+            Err(unread) => {
+                let mut record = Record::of_head(&listener.name, arrival.peer, &unread.head);
+                record.set_client(unread.client);
+                return Err(unruled(&record, unread.refusal));
+            }
+        };
+        let mut record = Record::of_request(&listener.name, &request);
+        let route = route::Request {
+            listener: &listener.config.name,
+            host: request.host(),
+            path: &request.path,
+            headers: &request.head.request.headers,
+        };
+        let rule = match gateway.route(&route) {
+            _ if gateway.is_refusing() => return Err(unruled(&record, Refusal::Draining)),
+            _ if pressure::is_over() => return Err(unruled(&record, Refusal::ProcessMemory)),
+            Some(rule) => rule.clone(),
+            None => return Err(unruled(&record, Refusal::NoRule)),
+        };
+        record.set_rule(&rule.name);
+        if let Err(refusal) = self.check(&rule, &request, &record) {
+            rule.metrics.refused(&refusal);
+            record.refused(&refusal, None);
+            return Err(refusal);
+        }
+        Ok(Admitted { request, rule, record })
+    }
+
+    fn note_fixed(&self, rule: &Rule, record: &Record, answered: &Answered, started: std::time::Instant) {
+        let line = PlainAnswer {
+            upstream: None,
+            endpoint: None,
+            status: answered.status,
+            duration: started.elapsed(),
+            bytes_in: 0,
+            bytes_out: answered.body_bytes,
+            broken: false,
+        };
+        note_answer(self.gateway.access_log, rule, record, &line);
     }
 
     /// Whose connection a hop says that this is, where the listener asks for it; and what was read behind that.

@@ -14,6 +14,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsStream;
 
 use crate::policy::keepalive::TcpSnapshot;
+use crate::tls::ALPN_HTTP2;
 use crate::tunnel::{Wire, sys};
 
 /// What carries the bytes.
@@ -123,6 +124,11 @@ impl Socket {
     /// Whether it is under TLS.
     pub fn is_tls(&self) -> bool {
         matches!(self, Self::Tls(_))
+    }
+
+    /// Whether TLS has agreed on HTTP/2. RFC 7301.
+    pub fn has_agreed_on_http2(&self) -> bool {
+        matches!(self, Self::Tls(io) if io.get_ref().1.alpn_protocol() == Some(ALPN_HTTP2))
     }
 
     /// The TCP connection that carries it, where one does.

@@ -47,6 +47,11 @@ impl PrereadStream {
         Box::new(Self { head, preread, io, end: Some(end) })
     }
 
+    /// A client's stream as a whole, behind what was read of it.
+    pub fn whole(io: Socket, read: Bytes) -> Stream {
+        Box::new(Self { head: read, preread: Bytes::new(), io, end: None })
+    }
+
     /// The stream in a stream of Pingora's that was made here, and what was read ahead of it and is left.
     pub fn unbox(stream: Stream) -> Option<(Socket, Bytes)> {
         let boxed: Box<dyn Any> = stream.into_any();

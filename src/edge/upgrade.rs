@@ -2,8 +2,9 @@
 //!
 //! Every check comes before the upstream is asked; nothing of the client's goes on before the upstream's 101 has been
 //! verified; the 101 is written at once. A tunnel is a task of its own, so that what the handshake needed is given
-//! back. A client's connection ends here in every case: a refused upgrade closes it.
+//! back. A client ends here in every case: over HTTP/1.1 a refused upgrade closes its connection.
 
+use std::io;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
@@ -12,9 +13,10 @@ use http::header;
 use pingora::ErrorType;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::http::v1::client::HttpSession;
+use tokio::time::error::Elapsed;
 use tokio::time::timeout;
 
-use super::answer;
+use super::client::Client;
 use super::forwarding;
 use super::gateway::{Gateway, ListenerState, Rule};
 use super::record::{Record, SessionRecord, kept};
@@ -30,9 +32,9 @@ use crate::metrics::SessionMark;
 use crate::policy::connection_limit::{Denied, Enforce, Guard};
 use crate::policy::origin::Site;
 use crate::policy::reconnects;
-use crate::tunnel::Compression;
 use crate::tunnel::registry::{Entry, Order};
 use crate::tunnel::session::{Opening, Session};
+use crate::tunnel::{Compression, Wire};
 use crate::ws::extensions::{self, Parameters};
 use crate::ws::{deflate, handshake};
 
@@ -55,83 +57,88 @@ struct Held {
 
 /// A session's places under the limits.
 struct Places {
-    _client_descriptor: Guard,
+    _client_descriptor: Option<Guard>,
     _upstream_descriptor: Guard,
     _in_rule: Guard,
     _in_process: Guard,
 }
 
-/// Answers a request for a WebSocket, and runs its tunnel in a task of its own.
-pub async fn serve(
+/// Answers a request for a WebSocket, and runs its tunnel in a task of its own. `client_descriptor` is the place of the
+/// client's connection, where the session has it for itself.
+pub async fn serve<C: Client>(
     gateway: &Arc<Gateway>,
     listener: &ListenerState,
-    mut io: Socket,
+    mut client: C,
     routed: Routed,
-    client_descriptor: Guard,
+    client_descriptor: Option<Guard>,
 ) {
     let Routed { request, rule, upstream: to, choice, record } = routed;
     let metrics = rule.metrics.clone();
-    let refuse_because = async |io: Socket, refusal: Refusal, detail: Option<&str>| {
+    let refuse_because = async |client: C, refusal: Refusal, detail: Option<&str>| {
         metrics.refused(&refusal);
         record.refused(&refusal, detail);
-        answer::refuse(io, &refusal).await;
+        client.refuse(&refusal).await;
     };
-    let refuse = async |io: Socket, refusal: Refusal| refuse_because(io, refusal, None).await;
+    let refuse = async |client: C, refusal: Refusal| refuse_because(client, refusal, None).await;
     let (places, offers) = match admit(gateway, &request, &rule, &record, client_descriptor) {
         Ok(admitted) => admitted,
-        Err(refusal) => return refuse(io, refusal).await,
+        Err(refusal) => return refuse(client, refusal).await,
     };
     let asked = tokio::select! {
         biased;
         asked = ask(&request, &rule, &to, &choice, listener, &offers) => asked,
-        refusal = watch(&mut io) => Err(refusal.into()),
+        refusal = client.watch() => Err(refusal.into()),
         () = gateway.refusing() => Err(Refusal::Draining.into()),
     };
     let mut asked = match asked {
         Ok(asked) => asked,
-        Err(Unasked { refusal, detail }) => return refuse_because(io, refusal, detail).await,
+        Err(Unasked { refusal, detail }) => return refuse_because(client, refusal, detail).await,
     };
     let cookie = sticky::set_cookie(&rule, &to, &request, &choice, asked.lease.endpoint());
     if let Some(cookie) = &cookie {
         // The value is ours, so it is always one.
         let _ = asked.answer.append_header(header::SET_COOKIE, cookie);
     }
-    if asked.answer.status.as_u16() != 101 {
+    let status = asked.answer.status;
+    if status.is_success() && !C::RELAYS_SUCCESS {
+        let refusal = Refusal::UpstreamInvalidUpgrade;
+        return refuse_because(client, refusal, Some("the upstream answered without an upgrade")).await;
+    }
+    if status != http::StatusCode::SWITCHING_PROTOCOLS {
         forwarding::apply(&rule.response_headers, &mut *asked.answer);
-        let refusal = Refusal::UpstreamAnswered(asked.answer.status.as_u16());
+        let refusal = Refusal::UpstreamAnswered(status.as_u16());
         metrics.refused(&refusal);
         // Places and lease are held until the answer is relayed: it takes an upstream connection like any other.
-        let relayed = relay(&mut io, &mut asked, rule.upstream_timeout).await;
+        let relayed = relay(&mut client, &mut asked, rule.upstream_timeout).await;
         record.refused(&refusal, relayed.err().map(BrokenOff::detail));
-        return answer::end(io).await;
+        return client.end().await;
     }
-    let accepted = match verify(&request, &asked) {
+    let accepted = match verify(&asked) {
         Ok(accepted) => accepted,
         Err(error) => {
-            let refusal = Refusal::UpstreamInvalidUpgrade;
-            metrics.refused(&refusal);
-            record.refused(&refusal, Some(&error.to_string()));
-            return answer::refuse(io, &refusal).await;
+            return refuse_because(client, Refusal::UpstreamInvalidUpgrade, Some(&error.to_string())).await;
         }
     };
     forwarding::apply(&rule.response_headers, &mut *asked.answer);
     let compression = compress(&rule, &offers, accepted, &mut asked.answer);
-    if let Some(refusal) = watch(&mut io).now_or_never() {
-        return refuse(io, refusal).await;
+    if let Some(refusal) = client.watch().now_or_never() {
+        return refuse(client, refusal).await;
     }
     if gateway.is_refusing() {
-        return refuse(io, Refusal::Draining).await;
+        return refuse(client, Refusal::Draining).await;
     }
-    if !matches!(timeout(rule.upstream_timeout, io.send_all(&switching_protocols(&asked.answer))).await, Ok(Ok(()))) {
-        return refuse(io, Refusal::ClientGone).await;
+    if !matches!(timeout(rule.upstream_timeout, client.accept(&asked.answer)).await, Ok(Ok(()))) {
+        return refuse(client, Refusal::ClientGone).await;
     }
     let Some((upstream, preread)) = take_stream(asked.session).await else {
         // The stream that went in is the one that comes out; without it there is no session to run.
-        return answer::end(io).await;
+        return client.end().await;
     };
+    // Behind `accept` it is always one.
+    let Some(wire) = client.into_wire() else { return };
     rule.metrics.accepted.inc();
     let cookie = sticky::client_cookie(&rule, &request, &choice, cookie.as_deref());
-    let client = note_client(gateway, &request, &rule, cookie);
+    let returning = note_client(gateway, &request, &rule, cookie);
     let subprotocol = asked.answer.headers.get(header::SEC_WEBSOCKET_PROTOCOL).map(|value| kept(value.as_bytes()));
     let record = SessionRecord {
         request: record,
@@ -147,7 +154,7 @@ pub async fn serve(
         entry.live.control.give(Order::Drain);
     }
     let session = Session::new(Opening {
-        client: io,
+        client: wire,
         upstream,
         upstream_preread: preread,
         compression,
@@ -157,11 +164,11 @@ pub async fn serve(
         endpoint_answers: asked.lease.endpoint().answers_pings().clone(),
     });
     let held = Held { _places: places, _lease: asked.lease, entry, _mark: rule.metrics.session() };
-    tokio::spawn(run(session, held, gateway.clone(), client));
+    tokio::spawn(run(session, held, gateway.clone(), returning));
 }
 
 /// A session from its 101 to its log line.
-async fn run(session: Session<Socket, Socket>, held: Held, gateway: Arc<Gateway>, client: reconnects::Client) {
+async fn run<W: Wire>(session: Session<W, Socket>, held: Held, gateway: Arc<Gateway>, client: reconnects::Client) {
     let outcome = session.await;
     gateway.reconnects.ended(&client, Instant::now());
     held.entry.live.metrics.closed(&outcome.cause);
@@ -175,7 +182,7 @@ fn admit(
     request: &Request,
     rule: &Rule,
     record: &Record,
-    client_descriptor: Guard,
+    client_descriptor: Option<Guard>,
 ) -> Result<(Places, Vec<Parameters>), Refusal> {
     let key = request.client.limit_key();
     let by_default = gateway.enforces_defaults_against(request.peer, request.client_is_known());
@@ -244,7 +251,8 @@ fn pass(
 fn check_handshake(request: &Request) -> Result<Vec<Parameters>, Refusal> {
     let head = &request.head;
     let headers = &head.request.headers;
-    if head.request.method != http::Method::GET {
+    let is_http2 = head.protocol.is_http2();
+    if !is_http2 && head.request.method != http::Method::GET {
         return Err(Refusal::UpgradeMethod);
     }
     let empty_body = headers.get(header::CONTENT_LENGTH).is_none_or(|length| length == "0");
@@ -256,7 +264,9 @@ fn check_handshake(request: &Request) -> Result<Vec<Parameters>, Refusal> {
         return Err(Refusal::UnsupportedVersion);
     }
     let mut keys = headers.get_all(header::SEC_WEBSOCKET_KEY).into_iter();
-    if !keys.next().is_some_and(|key| handshake::is_valid_key(key.as_bytes())) || keys.next().is_some() {
+    let one_key = keys.next().is_some_and(|key| handshake::is_valid_key(key.as_bytes())) && keys.next().is_none();
+    // RFC 8441 §5: over HTTP/2 it has no key, and one that came means nothing.
+    if !one_key && !is_http2 {
         return Err(Refusal::BadKey);
     }
     let subprotocols = handshake::list(headers, &header::SEC_WEBSOCKET_PROTOCOL).all(handshake::is_token);
@@ -279,14 +289,6 @@ fn check_origin(request: &Request, rule: &Rule) -> Result<(), Refusal> {
         rule.origin.decide(&lines, &site).is_ok()
     });
     if allowed { Ok(()) } else { Err(Refusal::OriginNotAllowed) }
-}
-
-/// Ends when the client sends something before its answer, or goes away.
-async fn watch(io: &mut Socket) -> Refusal {
-    match io.peek().await {
-        Ok(false) | Err(_) => Refusal::ClientGone,
-        Ok(true) => Refusal::EarlyData,
-    }
 }
 
 /// An upstream that was asked, and its answer.
@@ -373,14 +375,19 @@ fn upstream_request(
     forwarding::tell_client(&mut upstream, request, &listener.config.client_address);
     forwarding::apply(&rule.request_headers, &mut upstream);
     forwarding::rewrite(rule.rewrite.as_ref(), &mut upstream).map_err(|_| Refusal::BadPath)?;
+    if request.head.protocol.is_http2() {
+        // What a CONNECT is over HTTP/1.1, with a key of ours. RFC 8441 §5.
+        upstream.set_method(http::Method::GET);
+        upstream.insert_header("Sec-WebSocket-Key", handshake::key_of(rand::random())).map_err(malformed)?;
+    }
     upstream.insert_header("Connection", "Upgrade").map_err(malformed)?;
     upstream.insert_header("Upgrade", "websocket").map_err(malformed)?;
     Ok(upstream)
 }
 
 /// Whether the upstream's 101 is one, and the permessage-deflate that it has accepted.
-fn verify(request: &Request, asked: &Asked) -> Result<Option<Parameters>, handshake::AnswerError> {
-    let key = request.head.request.headers.get(header::SEC_WEBSOCKET_KEY).map(|key| key.as_bytes());
+fn verify(asked: &Asked) -> Result<Option<Parameters>, handshake::AnswerError> {
+    let key = asked.sent.headers.get(header::SEC_WEBSOCKET_KEY).map(|key| key.as_bytes());
     handshake::check_answer(key.unwrap_or_default(), &asked.sent.headers, &asked.answer.headers)?;
     Ok(extensions::answer(&asked.offers, &asked.answer.headers)?)
 }
@@ -413,30 +420,6 @@ fn compress(
     compression
 }
 
-/// The 101 to the client: the upstream's, with exact Upgrade and Connection. RFC 6455 §4.2.2.
-fn switching_protocols(answer: &ResponseHeader) -> Vec<u8> {
-    let mut head = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n".to_vec();
-    write_end_to_end_headers(&mut head, answer, &[header::CONTENT_LENGTH]);
-    head.extend_from_slice(b"\r\n");
-    head
-}
-
-/// Writes the headers that are for the client, in the upstream's own case.
-fn write_end_to_end_headers(into: &mut Vec<u8>, answer: &ResponseHeader, without: &[http::HeaderName]) {
-    // What an upstream's Connection names badly is dropped with it: the answer is judged by what is left.
-    let nominated = forwarding::nominated(&answer.headers).unwrap_or_default();
-    for (name, value) in answer.case_header_iter() {
-        let Ok(plain) = http::HeaderName::from_bytes(name.as_slice()) else { continue };
-        if forwarding::is_hop_by_hop(&plain) || nominated.contains(&plain) || without.contains(&plain) {
-            continue;
-        }
-        into.extend_from_slice(name.as_slice());
-        into.extend_from_slice(b": ");
-        into.extend_from_slice(value.as_bytes());
-        into.extend_from_slice(b"\r\n");
-    }
-}
-
 /// Who broke a relayed answer off.
 #[derive(Clone, Copy)]
 enum BrokenOff {
@@ -453,61 +436,32 @@ impl BrokenOff {
     }
 }
 
-/// Relays an answer that is no 101 as what it is, and with it the end of the connection.
-async fn relay(io: &mut Socket, asked: &mut Asked, step_timeout: std::time::Duration) -> Result<(), BrokenOff> {
-    let answer = &asked.answer;
-    let status = answer.status;
-    let reason = answer.get_reason_phrase().unwrap_or("");
-    let mut head = format!("HTTP/1.1 {} {reason}\r\n", status.as_u16()).into_bytes();
-    let has_body = !matches!(status.as_u16(), 204 | 304);
-    let chunked = has_body && !answer.headers.contains_key(header::CONTENT_LENGTH);
-    write_end_to_end_headers(&mut head, answer, &[]);
-    // A 426 must name what it asks for: RFC 9110 §15.5.22.
-    match answer.headers.get(header::UPGRADE).filter(|_| status.as_u16() == 426) {
-        Some(upgrade) => {
-            head.extend_from_slice(b"Upgrade: ");
-            head.extend_from_slice(upgrade.as_bytes());
-            head.extend_from_slice(b"\r\nConnection: Upgrade, close\r\n");
-        }
-        None => head.extend_from_slice(b"Connection: close\r\n"),
-    }
-    head.extend_from_slice(if chunked { b"Transfer-Encoding: chunked\r\n\r\n" } else { b"\r\n" });
-    // An error on either side breaks off the body, and the end of the connection shows that to the client.
-    relay_body(io, &mut asked.session, &head, has_body, chunked, step_timeout).await
-}
-
-async fn relay_body(
-    io: &mut Socket,
-    session: &mut HttpSession,
-    head: &[u8],
-    has_body: bool,
-    chunked: bool,
+/// Relays an answer that is no 101 as what it is.
+async fn relay<C: Client>(
+    client: &mut C,
+    asked: &mut Asked,
     step_timeout: std::time::Duration,
 ) -> Result<(), BrokenOff> {
-    let write = async |io: &mut Socket, bytes: &[u8]| match timeout(step_timeout, io.send_all(bytes)).await {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(_)) | Err(_) => Err(BrokenOff::ByClient),
-    };
-    write(io, head).await?;
+    let has_body = !matches!(asked.answer.status.as_u16(), 204 | 304);
+    taken(timeout(step_timeout, client.begin(&asked.answer, has_body)).await)?;
     if !has_body {
         return Ok(());
     }
     loop {
-        let piece = match timeout(step_timeout, session.read_body_bytes()).await {
-            Ok(Ok(Some(piece))) if piece.is_empty() => continue,
-            Ok(Ok(piece)) => piece,
+        match timeout(step_timeout, asked.session.read_body_bytes()).await {
+            Ok(Ok(Some(piece))) if piece.is_empty() => {}
+            Ok(Ok(Some(piece))) => taken(timeout(step_timeout, client.send(piece)).await)?,
+            Ok(Ok(None)) => return taken(timeout(step_timeout, client.finish()).await),
             Ok(Err(_)) | Err(_) => return Err(BrokenOff::ByUpstream),
-        };
-        match piece {
-            Some(piece) if chunked => {
-                write(io, format!("{:x}\r\n", piece.len()).as_bytes()).await?;
-                write(io, &piece).await?;
-                write(io, b"\r\n").await?;
-            }
-            Some(piece) => write(io, &piece).await?,
-            None if chunked => return write(io, b"0\r\n\r\n").await,
-            None => return Ok(()),
         }
+    }
+}
+
+/// Whether the client took what it was written in time.
+fn taken(written: Result<io::Result<()>, Elapsed>) -> Result<(), BrokenOff> {
+    match written {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_)) | Err(_) => Err(BrokenOff::ByClient),
     }
 }
 

@@ -23,7 +23,7 @@ pub fn of(error: &Error) -> &'static str {
         Error::NoCertificatesPresented => "the peer presented no certificate",
         Error::AlertReceived(alert) => of_alert(*alert),
         Error::PeerIncompatible(_) => "no version of TLS, cipher suite or group in common",
-        Error::NoApplicationProtocol => "no application protocol in common: http/1.1 is spoken",
+        Error::NoApplicationProtocol => "no application protocol in common",
         Error::InvalidMessage(_) => "what the peer sent is no TLS",
         Error::PeerMisbehaved(_) | Error::InappropriateMessage { .. } | Error::InappropriateHandshakeMessage { .. } => {
             "the peer broke the protocol of TLS"

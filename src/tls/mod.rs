@@ -14,8 +14,11 @@ pub mod files;
 pub mod reload;
 pub mod server;
 
-/// The only protocol that is spoken over TLS. RFC 7301.
+/// A protocol that is spoken over TLS. RFC 7301.
 const ALPN_HTTP1: &[u8] = b"http/1.1";
+
+/// The other, which a listener may offer. RFC 9113 §3.2.
+pub const ALPN_HTTP2: &[u8] = b"h2";
 
 /// A certificate with those that vouch for it, and its key.
 #[derive(Clone, Debug, PartialEq, Eq)]

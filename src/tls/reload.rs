@@ -111,7 +111,7 @@ mod tests {
     use crate::tls::server::{MinVersion, ServerFiles};
 
     fn files(pair: KeyPair) -> ServerFiles {
-        ServerFiles { certificates: vec![pair], client_auth: None, min_version: MinVersion::Tls12 }
+        ServerFiles { certificates: vec![pair], client_auth: None, min_version: MinVersion::Tls12, http2: false }
     }
 
     #[test]

@@ -12,7 +12,7 @@ use tokio_rustls::rustls::sign::CertifiedKey;
 use tokio_rustls::rustls::version::{TLS12, TLS13};
 
 use super::reload::Source;
-use super::{ALPN_HTTP1, KeyPair, Problem, files, provider};
+use super::{ALPN_HTTP1, ALPN_HTTP2, KeyPair, Problem, files, provider};
 
 /// The files and settings of a listener's TLS.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,6 +23,8 @@ pub struct ServerFiles {
     pub client_auth: Option<ClientAuth>,
     /// The oldest version of TLS.
     pub min_version: MinVersion,
+    /// Whether HTTP/2 is offered, before HTTP/1.1.
+    pub http2: bool,
 }
 
 /// Which clients are served.
@@ -85,7 +87,10 @@ impl Source for ServerFiles {
             .map_err(broken)?
             .with_client_cert_verifier(verifier)
             .with_cert_resolver(Arc::new(ByName::new(certified)));
-        config.alpn_protocols = vec![ALPN_HTTP1.to_vec()];
+        config.alpn_protocols = match self.http2 {
+            true => vec![ALPN_HTTP2.to_vec(), ALPN_HTTP1.to_vec()],
+            false => vec![ALPN_HTTP1.to_vec()],
+        };
         // What is resumed is in the ticket, sealed with a key that changes every 6 h: nothing is kept for a client that
         // is gone. Early data stays off: whoever hears it could play it again (RFC 8446 §8).
         config.session_storage = Arc::new(NoServerSessionStorage {});
@@ -153,7 +158,7 @@ mod tests {
     use crate::tls::fixtures::Folder;
 
     fn server(certificates: Vec<KeyPair>) -> ServerFiles {
-        ServerFiles { certificates, client_auth: None, min_version: MinVersion::Tls12 }
+        ServerFiles { certificates, client_auth: None, min_version: MinVersion::Tls12, http2: true }
     }
 
     #[test]
@@ -213,6 +218,6 @@ mod tests {
             assert!(told.0 == key && told.1.contains(why), "{told:?}");
         }
         assert_eq!(told.len(), 5, "{told:?}");
-        assert_eq!(server(vec![sound]).load().expect("sound").alpn_protocols, [ALPN_HTTP1]);
+        assert_eq!(server(vec![sound]).load().expect("sound").alpn_protocols, [ALPN_HTTP2, ALPN_HTTP1]);
     }
 }

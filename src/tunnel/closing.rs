@@ -103,6 +103,9 @@ fn advance_side<S: Wire>(side: &mut Side<S>, cx: &mut Context<'_>) -> bool {
         Sender::Server => exchanged && end.read_ended,
     };
     if (may_shut_down || end.cut) && !end.shut_down && !end.dead {
+        if end.close_sent.is_none() {
+            side.io.break_off();
+        }
         match side.out.poll_shutdown(&mut side.io, cx) {
             Poll::Ready(Ok(())) => side.end.shut_down = true,
             Poll::Ready(Err(_)) => side.bury(),

@@ -36,6 +36,10 @@ pub trait Wire: AsyncRead + AsyncWrite + Unpin + Send {
     fn socket(&self) -> Option<RawFd> {
         None
     }
+
+    /// Says that the stream ends without its session's being over, for who can tell that from an end in good order. It
+    /// is shut down behind this.
+    fn break_off(&mut self) {}
 }
 
 impl Wire for tokio::net::TcpStream {

@@ -22,6 +22,14 @@ pub fn is_valid_key(key: &[u8]) -> bool {
     key.len() == 24 && matches!(STANDARD.decode_slice(key, &mut nonce), Ok(16))
 }
 
+/// The `Sec-WebSocket-Key` of a nonce.
+///
+/// # RFC
+/// RFC 6455 §4.1, item 7.
+pub fn key_of(nonce: [u8; 16]) -> String {
+    STANDARD.encode(nonce)
+}
+
 /// The `Sec-WebSocket-Accept` that answers `key`.
 ///
 /// # RFC
@@ -139,6 +147,7 @@ mod tests {
     #[test]
     fn a_key_is_sixteen_bytes_of_base64() {
         assert!(is_valid_key(KEY));
+        assert_eq!(key_of(*b"the sample nonce").as_bytes(), KEY);
         for bad in [&b""[..], b"dGhlIHNhbXBsZSBub25jZQ", b"dGhlIHNhbXBsZSBub25jZQ=*", b"AAAAAAAAAAAAAAAAAAAAAAAA"] {
             assert!(!is_valid_key(bad), "{}", String::from_utf8_lossy(bad));
         }

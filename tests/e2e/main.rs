@@ -10,6 +10,8 @@ mod endpoints;
 mod features;
 mod forwarding;
 mod heads;
+mod http2;
+mod http2_connection;
 mod limits;
 mod memory;
 mod plain;

@@ -3,9 +3,13 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
+use h2::ext::Protocol;
+use http::Request;
 use sluicegate::cause::Refusal;
 
+use crate::http2_connection;
 use crate::support::frames::CLOSE;
+use crate::support::http2::{Http2, run};
 use crate::support::{Backend, Config, Gateway, Pki, Refusing, upgrade, upgrade_but};
 
 /// How a refusal is provoked, and what the contract says of it.
@@ -229,6 +233,23 @@ fn case_of(refusal: Refusal) -> Case {
                 before.expect_told("none", Refusal::TlsHandshake, None, "127.0.0.1");
                 assert_eq!(backend.connections(), 0);
             }),
+        },
+        R::ConnectProtocol => case("connect_protocol", 501, || {
+            let backend = Backend::echoing();
+            let gateway = Gateway::start(&Config::to(backend.address));
+            run(async {
+                let request = Request::connect("http://app.example/").extension(Protocol::from_static("connect-udp"));
+                let before = gateway.before();
+                let answer = Http2::connect(gateway.address).await.ask_in_vain(request).await;
+                assert_eq!(answer.status, 501);
+                before.expect_told_over("h2", "none", Refusal::ConnectProtocol, Some(501), "127.0.0.1");
+            });
+            assert_eq!(backend.connections(), 0);
+        }),
+        R::StreamLimit => Case {
+            name: "stream_limit",
+            status: None,
+            provoke: Box::new(http2_connection::work_of_reset_streams_counts),
         },
         R::CleartextOnTls => case("cleartext_on_tls", 400, || {
             let (backend, gateway) = under_tls();

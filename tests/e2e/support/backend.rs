@@ -12,7 +12,7 @@ use socket2::{Domain, Socket, Type};
 
 use super::frames::{self, CLOSE, PING};
 use super::http::Framing;
-use super::{Client, DEADLINE, Head, switching};
+use super::{Client, DEADLINE, Head, switching_for};
 
 /// A listening backend; it lives until the test's process ends.
 pub struct Backend {
@@ -154,7 +154,7 @@ impl Connection {
     pub fn serve(&mut self) {
         while let Some(request) = self.request() {
             if request.head.has("upgrade") {
-                self.io.send(switching(""));
+                self.io.send(switching_for(&request.head));
                 return self.echo();
             }
             self.echo_plain(&request);

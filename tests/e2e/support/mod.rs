@@ -6,6 +6,7 @@ pub mod config;
 pub mod frames;
 pub mod gateway;
 pub mod http;
+pub mod http2;
 pub mod link;
 pub mod metrics;
 pub mod node;
@@ -13,6 +14,8 @@ pub mod refusal;
 pub mod tls;
 
 use std::time::Duration;
+
+use sluicegate::ws::handshake::accept_for;
 
 pub use backend::{Backend, Refusing};
 pub use client::Client;
@@ -44,6 +47,12 @@ pub fn upgrade_but(from: &str, to: &str) -> String {
     let request = upgrade("/", "");
     assert!(request.contains(from), "{from:?} is part of the request");
     request.replacen(from, to, 1)
+}
+
+/// A sound answer to a handshake with any key.
+pub fn switching_for(request: &Head) -> String {
+    let accept = accept_for(request.one("sec-websocket-key").unwrap_or_default().as_bytes());
+    switching("").replace(ACCEPT, std::str::from_utf8(&accept).expect("base64"))
 }
 
 /// A sound answer to [`upgrade`], with these lines besides.

@@ -49,13 +49,25 @@ impl Before<'_> {
 
     /// Expects one log line and one count, of a client with this address.
     pub fn expect_told(&self, rule: &str, refusal: Refusal, status: Option<u16>, client_ip: &str) -> Value {
+        self.expect_told_over("h1", rule, refusal, status, client_ip)
+    }
+
+    /// The same over `h1` or `h2`.
+    pub fn expect_told_over(
+        &self,
+        protocol: &str,
+        rule: &str,
+        refusal: Refusal,
+        status: Option<u16>,
+        client_ip: &str,
+    ) -> Value {
         let row = refusal.row();
         let line = self.gateway.wait_for_log_since(self.mark, |line| line["event"] == "refusal");
         let told = |key: &str| line[key].as_str().unwrap_or_default();
         assert_eq!((told("cause"), told("rule")), (row.name, rule), "{line}");
         assert_eq!(line["status"], json!(status), "{line}");
         assert_eq!(told("policy"), row.policy, "{line}");
-        assert_eq!((told("listener"), told("protocol"), told("level")), ("public", "h1", "info"), "{line}");
+        assert_eq!((told("listener"), told("protocol"), told("level")), ("public", protocol, "info"), "{line}");
         assert_eq!(told("client_ip"), client_ip, "{line}");
         assert!(line["session_id"].is_string() && line["time"].is_string(), "{line}");
         assert!(!told("path").contains('?'), "no query is logged: {line}");
