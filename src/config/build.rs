@@ -16,7 +16,7 @@ use super::raw::{
     OrOff, RawAccessLog, RawAddressList, RawAdmin, RawBalance, RawClientAddress, RawHead, RawListener, RawMain,
     RawProbes, RawShutdown, RawUpstream,
 };
-use super::raw_rule::{RawRule, RawSwitch};
+use super::raw_rule::RawRule;
 use super::units::{Count, Size, Span};
 use super::yaml::Source;
 use super::{build_tls, effective, files, ranges, warnings};
@@ -187,7 +187,7 @@ fn listeners(raw: &[RawListener], report: &mut Report<'_>) -> Vec<Listener> {
                 AddressSource::Header,
             ),
         };
-        let http2 = raw.http2 != Some(RawSwitch::Off);
+        let http2 = raw.http2.unwrap_or(true);
         let tls = raw.tls.as_ref().map(|raw| build_tls::listener(raw, http2, &base.key("tls"), report));
         listeners.push(Listener { name, bind, hosts, head, client_address, tls, http2 });
     }

@@ -79,7 +79,7 @@ fn listener_defaults() -> Value {
     json!({
         "head": { "timeout": "10s", "max_bytes": "32KiB", "max_headers": 100 },
         "client_address": "x_forwarded_for",
-        "http2": "on",
+        "http2": true,
     })
 }
 

@@ -9,7 +9,7 @@ use std::borrow::Cow;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::Deserialize;
 
-use super::raw_rule::{RawRule, RawSwitch};
+use super::raw_rule::RawRule;
 use super::raw_tls::{RawListenerTls, RawUpstreamTls};
 use super::units::{Count, Size, Span};
 
@@ -89,8 +89,8 @@ pub struct RawListener {
     pub client_address: Option<RawClientAddress>,
     /// TLS. Default: none, so that clients are served in the clear.
     pub tls: Option<RawListenerTls>,
-    /// HTTP/2 besides HTTP/1.1: by ALPN under TLS, by prior knowledge in the clear. Default: `on`.
-    pub http2: Option<RawSwitch>,
+    /// HTTP/2 besides HTTP/1.1: by ALPN under TLS, by prior knowledge in the clear. Default `true`, or `false`.
+    pub http2: Option<bool>,
 }
 
 /// Limits of a request's head.

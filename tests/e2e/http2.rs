@@ -507,7 +507,7 @@ fn a_preface_may_come_in_pieces_and_what_only_begins_as_one_is_http1() {
 #[test]
 fn http2_can_be_switched_off() {
     let backend = Backend::echoing();
-    let gateway = Gateway::start(&Config::to(backend.address).listener("http2: off"));
+    let gateway = Gateway::start(&Config::to(backend.address).listener("http2: false"));
     gateway.expect_refused_unruled(crate::support::http2::HELLO, Refusal::MalformedRequest);
     assert_eq!(gateway.ask("GET / HTTP/1.1\r\nHost: app.example\r\n\r\n").status(), 200);
 }

@@ -69,7 +69,7 @@ fn a_drain_says_goaway_and_closes_each_session_in_good_order() {
 
 #[test]
 fn streams_that_are_opened_and_reset_at_once_end_the_connection_and_nobody_else() {
-    let (_backend, gateway) = start("http2: on");
+    let (_backend, gateway) = start("http2: true");
     run(async {
         let mut other = Http2::connect(gateway.address).await;
         let mut tunnel = other.open(connect("/")).await;
@@ -166,7 +166,7 @@ fn heads_over_their_limits_are_refused_and_siblings_live() {
 
 #[test]
 fn malformed_streams_are_reset_and_siblings_live() {
-    let (backend, gateway) = start("http2: on");
+    let (backend, gateway) = start("http2: true");
     let mut client = gateway.connect();
     client.send(HELLO);
     let but = |name: &str, with: &[(&'static str, &'static str)]| {
@@ -202,7 +202,7 @@ fn malformed_streams_are_reset_and_siblings_live() {
 
 #[test]
 fn a_client_that_goes_on_with_what_is_malformed_is_sent_away() {
-    let (backend, gateway) = start("http2: on");
+    let (backend, gateway) = start("http2: true");
     let mut client = gateway.connect();
     client.send(HELLO);
     let differing = [&GET[..], &[("host", "other.example")]].concat();
@@ -220,7 +220,7 @@ fn a_client_that_goes_on_with_what_is_malformed_is_sent_away() {
 
 #[test]
 fn sessions_are_seen_and_ended_one_by_one() {
-    let (_backend, gateway) = start("http2: on");
+    let (_backend, gateway) = start("http2: true");
     run(async {
         let mut http2 = Http2::connect(gateway.address).await;
         let mut tunnels = [http2.open(connect("/a")).await, http2.open(connect("/b")).await];
