@@ -98,13 +98,15 @@ test("permessage-deflate is negotiated over HTTP/2 as over HTTP/1.1", async () =
 
 test("Python's h2: sessions and a plain request on one connection", async () => {
   const count = 10;
-  const answer = await client("clients/websockets_http2.py", `127.0.0.1:${clear.port}`, "/echo", String(count), TEXTS);
+  // They are its arguments, which Linux limits to 128 KiB each.
+  const texts = TEXTS.map((text) => text.slice(0, 100_000));
+  const answer = await client("clients/websockets_http2.py", `127.0.0.1:${clear.port}`, "/echo", String(count), texts);
   assert.equal(answer.exit, 0, JSON.stringify(answer).slice(0, 2000));
   assert.equal(answer.plain, "plain\n");
   assert.equal(answer.sessions.length, count);
   for (const { headers, echoes, close, ended } of answer.sessions) {
     assert.deepEqual([headers[":status"], headers["sec-websocket-protocol"]], ["200", "chat"]);
-    assert.deepEqual(echoes.map(sha256), TEXTS.map(sha256));
+    assert.deepEqual(echoes.map(sha256), texts.map(sha256));
     assert.deepEqual([close, ended], [[4000, "done"], true]);
   }
 });

@@ -37,6 +37,11 @@ const STREAM_WINDOW_BYTES: u32 = 32 << 10;
 /// What a stream may write ahead of its client's windows, in bytes. Beyond it the stream waits, and what it carries.
 const SEND_BUFFER_BYTES: usize = 64 << 10;
 
+/// What the frames of DATA that a connection holds unread may take besides what is in them, by h2's count of 256 less
+/// their length each, in bytes. Messages of WebSockets are small: by h2's default, half the connection's window, a few
+/// dozen streams whose upstreams take nothing for a while would cost their client the whole connection.
+const FRAMES_UNREAD_BYTES: usize = 8 << 20;
+
 /// So many streams of a connection may be malformed, or over the limit, before it is closed.
 const MAX_FAULTS: usize = 32;
 
@@ -84,7 +89,8 @@ fn options(limits: &HeadLimits) -> H2Options {
         .initial_connection_window_size(MAX_STREAMS * STREAM_WINDOW_BYTES)
         .max_concurrent_streams(MAX_STREAMS)
         .max_header_list_size(u32::try_from(limits.max_bytes).unwrap_or(u32::MAX))
-        .max_send_buffer_size(SEND_BUFFER_BYTES);
+        .max_send_buffer_size(SEND_BUFFER_BYTES)
+        .data_frame_budget(FRAMES_UNREAD_BYTES);
     options
 }
 

@@ -6,14 +6,15 @@ import { temporaryFolder } from "../support.mjs";
 
 const CHROMIUM = process.env.CHROMIUM ?? "/usr/bin/chromium";
 
-/** Opens one with a profile of its own. Answers its page, and how to close it. */
-export async function openChromium() {
+/** Opens one with a profile of its own, and with these options of Playwright's besides. Answers its page, and how to close it. */
+export async function openChromium(options = {}) {
   const profile = await temporaryFolder();
   const browser = await chromium.launchPersistentContext(profile, {
     executablePath: CHROMIUM,
     headless: true,
     chromiumSandbox: false,
     viewport: { width: 1200, height: 800 },
+    ...options,
     args: ["--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
       "--disable-component-update", "--disable-sync"],
   });

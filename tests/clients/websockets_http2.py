@@ -97,6 +97,7 @@ def main(address, path, count, texts):
                 if len(session.echoes) == len(session.texts) and session.protocol.state is OPEN:
                     session.protocol.send_close(4000, "done")
             elif isinstance(event, h2.events.StreamEnded) and session:
+                session.protocol.receive_eof()
                 session.ended = True
                 http2.end_stream(stream)
         flush()

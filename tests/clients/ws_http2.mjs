@@ -6,7 +6,8 @@ import WebSocket from "ws";
 
 /** Connects to `url`, `http:` by prior knowledge or `https:` by ALPN, and waits until extended CONNECT is known to be there. */
 export async function connectHttp2(url, options = {}) {
-  const session = http2.connect(url, options);
+  // In MB. By its default a client of Node's resets what it asks for while more than 10 wait to be sent.
+  const session = http2.connect(url, { maxSessionMemory: 100, ...options });
   const [settings] = await once(session, "remoteSettings");
   if (!settings.enableConnectProtocol) throw new Error("no extended CONNECT");
   return session;
@@ -27,7 +28,7 @@ export async function openWebSocket(session, path, headers = {}) {
     for await (const part of stream.setEncoding("utf8")) body += part;
     return { answer, body };
   }
-  const socket = new WebSocket(null, undefined, { autoPong: true });
+  const socket = new WebSocket(null, undefined, { autoPong: true, closeTimeout: 10_000 });
   // Made without an address it would speak as a server does.
   socket._isServer = false;
   socket.setSocket(stream, Buffer.alloc(0), { allowSynchronousEvents: true, maxPayload: 0, maxFragments: 0, maxBufferedChunks: 0 });

@@ -12,7 +12,7 @@ import { mkdir, readFile, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import WebSocket from "ws";
-import { backend, freePort, gateway, serve } from "../support.mjs";
+import { backend, freePort, gateway, serve, temporaryFolder } from "../support.mjs";
 
 const root = fileURLToPath(new URL("../..", import.meta.url));
 const requirements = readFileSync(join(root, "tests/conformance/requirements.txt"), "utf8");
@@ -42,10 +42,50 @@ rules:
     ${rule}`;
 
 /** The suite's client, before a backend on Node's `ws`; `cases` are patterns such as `6.*`. A table for each run. */
-export async function againstServers(runs, cases, minutes) {
-  const folder = await reports("servers");
+export function againstServers(runs, cases, minutes) {
+  return playServers("servers", async (gate) => ({ url: gate.ws, stop() {} }), runs, cases, minutes);
+}
+
+/** The same over HTTP/2: HAProxy before the gateway makes an extended CONNECT of each handshake. */
+export function againstServersOverHttp2(runs, cases, minutes) {
+  return playServers("servers-http2", overHttp2, runs, cases, minutes);
+}
+
+/** HAProxy, HTTP/1.1 before it and HTTP/2 behind it. */
+async function overHttp2(gate) {
+  const folder = await temporaryFolder();
+  const [file, port] = [join(folder, "haproxy.cfg"), await freePort()];
+  await writeFile(file, `
+global
+  maxconn 200
+defaults
+  mode http
+  timeout connect 10s
+  timeout client 60s
+  timeout server 60s
+  timeout tunnel 60s
+listen app
+  bind 127.0.0.1:${port}
+  server gateway 127.0.0.1:${gate.port} proto h2 ws h2
+`);
+  const stop = await serve("haproxy", ["-db", "-f", file], [port]);
+  return {
+    url: `ws://127.0.0.1:${port}`,
+    async stop() {
+      await stop();
+      await rm(folder, { recursive: true, force: true });
+      const sessions = gate.log.filter(({ event }) => event === "session");
+      if (sessions.length === 0 || sessions.some(({ protocol }) => protocol !== "h2")) {
+        throw new Error("not every session came over HTTP/2");
+      }
+    },
+  };
+}
+
+async function playServers(name, before, runs, cases, minutes) {
+  const folder = await reports(name);
   const peer = await backend("backends/ws_echo.mjs", { PERMESSAGE_DEFLATE: "1" });
-  const gates = [];
+  const [gates, fronts] = [[], []];
   try {
     const servers = [];
     for (const run of runs) {
@@ -54,7 +94,9 @@ export async function againstServers(runs, cases, minutes) {
       } else {
         const gate = await gateway(configuration(peer.port, LIMITS[run]));
         gates.push(gate);
-        servers.push({ agent: run, url: gate.ws });
+        const front = await before(gate);
+        fronts.push(front);
+        servers.push({ agent: run, url: front.url });
       }
     }
     const spec = join(folder, "spec.json");
@@ -62,6 +104,7 @@ export async function againstServers(runs, cases, minutes) {
     await wstest(["-m", "fuzzingclient", "-s", spec], minutes);
     return await results(folder, runs);
   } finally {
+    await Promise.all(fronts.map((front) => front.stop()));
     await Promise.all([peer, ...gates].map((process) => process.stop()));
   }
 }

@@ -1,14 +1,15 @@
-// A part of Autobahn|Testsuite through the gateway with its defaults, both ways, for CI: whether each case comes out as
+// A part of Autobahn|Testsuite through the gateway with its defaults, both ways, and over HTTP/2, for CI: whether each case comes out as
 // `make conformance` says that it does. Not here are the large messages of category 9, and of each group on compression
 // (12.x and 13.x) all cases but the first.
 
-import { againstClients, againstServers } from "./autobahn.mjs";
+import { againstClients, againstServers, againstServersOverHttp2 } from "./autobahn.mjs";
 import { expectations, faults } from "./judge.mjs";
 
 const RUN = "defaults";
 const MINUTES = 3;
 const DIRECTIONS = [
   { direction: "servers", run: againstServers, title: "the suite's client before a server" },
+  { direction: "servers", run: againstServersOverHttp2, title: "the suite's client before a server, over HTTP/2" },
   { direction: "clients", run: againstClients, title: "a client before the suite's server" },
 ];
 

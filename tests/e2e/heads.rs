@@ -151,6 +151,8 @@ fn what_is_no_http_is_refused_at_its_first_bytes() {
         &[
             // TLS to a cleartext listener.
             b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+            // What begins as HTTP/2 does, and goes on otherwise.
+            b"PRI * HTTP/2.0\r\n\r\nSN\r\n\r\n",
             b"hello\r\n",
             b"GET /\r\n\r\n",
             b"GET / HTTP/1.2\r\n\r\n",

@@ -1,0 +1,71 @@
+// WebSockets of a browser over HTTP/2: headless Chromium opens them on the connection that its page came over.
+
+import assert from "node:assert/strict";
+import { execFileSync } from "node:child_process";
+import { rm } from "node:fs/promises";
+import { join } from "node:path";
+import { after, before, test } from "node:test";
+import { many, records, sha256 } from "../messages.mjs";
+import { backend, gateway, temporaryFolder } from "../support.mjs";
+import { openChromium } from "./chromium.mjs";
+
+let folder, peer, gate, chromium;
+before(async () => {
+  folder = await temporaryFolder();
+  const [key, cert] = ["key.pem", "cert.pem"].map((name) => join(folder, name));
+  execFileSync("openssl", ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
+    "-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1",
+    "-keyout", key, "-out", cert], { stdio: "ignore" });
+  peer = await backend("backends/ws_echo.mjs", { PERMESSAGE_DEFLATE: "1" });
+  gate = await gateway(`
+version: 1
+listeners:
+  - { name: public, bind: "127.0.0.1:0", tls: { certificates: [{ cert_file: "${cert}", key_file: "${key}" }] } }
+admin: { bind: "127.0.0.1:0" }
+upstreams: [{ name: app, endpoints: ["127.0.0.1:${peer.port}"] }]
+`);
+  chromium = await openChromium({ ignoreHTTPSErrors: true });
+});
+after(async () => {
+  await chromium?.close();
+  await gate?.stop();
+  await peer?.stop();
+  await rm(folder, { recursive: true, force: true });
+});
+
+/** In the page: opens so many sockets at once, sends all texts on each, and answers what came back. */
+function talk({ url, texts, sockets }) {
+  const one = () =>
+    new Promise((resolve) => {
+      const socket = new WebSocket(url);
+      const echoes = [];
+      socket.onopen = () => texts.forEach((text) => socket.send(text));
+      socket.onmessage = ({ data }) => {
+        echoes.push(data);
+        if (echoes.length === texts.length) socket.close(4000, "done");
+      };
+      socket.onclose = ({ code, reason }) => resolve({ extensions: socket.extensions, echoes, code, reason });
+    });
+  return Promise.all(Array.from({ length: sockets }, one));
+}
+
+test("a page's WebSockets come over the HTTP/2 connection of the page", async () => {
+  const base = `127.0.0.1:${gate.port}`;
+  await chromium.page.goto(`https://${base}/plain`);
+  const page = await gate.line({ event: "request", path: "/plain" });
+  assert.deepEqual([page.protocol, page.status], ["h2", 200]);
+  const texts = [records(5_000), ...many(100), "", "grüße ".repeat(50_000)];
+  const sockets = 5;
+  const answers = await chromium.page.evaluate(talk, { url: `wss://${base}/echo?token=secret`, texts, sockets });
+  for (const { extensions, echoes, code, reason } of answers) {
+    assert.deepEqual([extensions, code, reason], ["permessage-deflate; client_no_context_takeover", 4000, "done"]);
+    assert.deepEqual(echoes.map(sha256), texts.map(sha256));
+  }
+  const line = await gate.line({ event: "session", path: "/echo" }, sockets);
+  const { protocol, method, status, close_code, closed_by, messages_in, origin } = line;
+  assert.deepEqual(
+    { protocol, method, status, close_code, closed_by, messages_in, origin },
+    { protocol: "h2", method: "CONNECT", status: 200, close_code: 4000, closed_by: "client", messages_in: texts.length,
+      origin: `https://${base}` },
+  );
+});
