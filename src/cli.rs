@@ -269,7 +269,11 @@ fn fail(error: &str) -> ExitCode {
 fn parse_backend(url: &str) -> Result<String, String> {
     let rest = match (url.strip_prefix("http://"), url.strip_prefix("https://")) {
         (Some(rest), _) => rest.strip_suffix('/').unwrap_or(rest),
-        (None, Some(_)) => return Err("https backends are not in this version; use http://HOST:PORT".to_owned()),
+        (None, Some(_)) => {
+            return Err(
+                "for an https backend write a file, with `tls` of its upstream; here use http://HOST:PORT".to_owned()
+            );
+        }
         (None, None) => return Err("use http://HOST:PORT".to_owned()),
     };
     if rest.contains(['/', '?', '#']) {

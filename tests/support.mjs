@@ -161,6 +161,29 @@ export function temporaryFolder() {
   return mkdtemp(join(tmpdir(), "sluicegate-test-"));
 }
 
+/**
+ * A CA of a test's own in `folder` (`ca.crt`), by openssl, and for each name a certificate and its key (`NAME.crt`,
+ * `NAME.key`) for these hosts.
+ */
+export async function certificates(folder, names) {
+  const openssl = async (...args) => {
+    const child = spawn("openssl", args, { cwd: folder, stdio: ["ignore", "ignore", "pipe"] });
+    let said = "";
+    child.stderr.on("data", (part) => (said += part));
+    const [code] = await once(child, "exit");
+    if (code !== 0) throw new Error(`openssl ${args[0]}: ${said}`);
+  };
+  const key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"];
+  await openssl("req", "-x509", ...key, "-keyout", "ca.key", "-out", "ca.crt", "-days", "2", "-subj", "/CN=a test's CA");
+  for (const [name, hosts] of Object.entries(names)) {
+    const subject = hosts.map((host) => (/^[\d.]+$/.test(host) ? `IP:${host}` : `DNS:${host}`)).join(",");
+    await openssl("req", ...key, "-keyout", `${name}.key`, "-out", `${name}.csr`, "-subj", `/CN=${name}`);
+    await writeFile(join(folder, `${name}.ext`), `subjectAltName=${subject}\n`);
+    const sign = ["-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2", "-extfile", `${name}.ext`];
+    await openssl("x509", "-req", "-in", `${name}.csr`, "-out", `${name}.crt`, ...sign);
+  }
+}
+
 /** A port that was free a moment ago, for servers that cannot take any. */
 export async function freePort() {
   const server = createServer();
@@ -171,11 +194,14 @@ export async function freePort() {
 }
 
 /** Runs a client to its end and returns its transcript. */
-export function client(script, ...args) {
+export const client = (script, ...args) => clientIn({}, script, ...args);
+
+/** The same with these variables in its environment. */
+export function clientIn(env, script, ...args) {
   const [interpreter, file] = command(script);
   const words = args.filter((arg) => arg !== undefined).map((arg) => (typeof arg === "string" ? arg : JSON.stringify(arg)));
   return new Promise((resolve, reject) => {
-    execFile(interpreter, [file, ...words], { timeout: 30_000 }, (error, stdout, stderr) => {
+    execFile(interpreter, [file, ...words], { timeout: 30_000, env: { ...process.env, ...env } }, (error, stdout, stderr) => {
       try {
         resolve({ ...JSON.parse(stdout), exit: error?.code ?? 0 });
       } catch {

@@ -8,6 +8,7 @@
 mod compression;
 mod plain;
 mod proxy;
+mod tls;
 mod wire;
 mod worst;
 
@@ -22,6 +23,9 @@ async fn main() -> Result<()> {
     }
     if "compression".contains(&wanted) {
         compression::measure(backend).await?;
+    }
+    if "tls".contains(&wanted) {
+        tls::measure(backend).await?;
     }
     if "worst".contains(&wanted) {
         worst::measure(backend).await?;

@@ -34,12 +34,17 @@ impl Proxy {
 
     /// The gateway, with `defaults` for its only rule.
     pub fn sluicegate(name: &'static str, backend: SocketAddr, defaults: &str) -> Result<Self> {
+        Self::sluicegate_with(name, backend, "", defaults)
+    }
+
+    /// The same with keys of its listener.
+    pub fn sluicegate_with(name: &'static str, backend: SocketAddr, listener: &str, defaults: &str) -> Result<Self> {
         let address = free_address()?;
         let files = tempfile::tempdir()?;
         let file = files.path().join("sluicegate.yaml");
         let configuration = format!(
             "version: 1
-listeners: [{{ name: public, bind: \"{address}\" }}]
+listeners: [{{ name: public, bind: \"{address}\"{listener} }}]
 admin: off
 upstreams: [{{ name: app, endpoints: [\"{backend}\"] }}]
 defaults: {{ {defaults} }}
@@ -59,6 +64,11 @@ shutdown: {{ drain: 1s, spread: 0s }}
 
     /// nginx with two workers, which passes every header of a handshake on.
     pub fn nginx(name: &'static str, backend: SocketAddr) -> Result<Self> {
+        Self::nginx_with(name, backend, "", "")
+    }
+
+    /// The same with a word for its `listen`, and more of its `server`.
+    pub fn nginx_with(name: &'static str, backend: SocketAddr, listen: &str, server: &str) -> Result<Self> {
         let address = free_address()?;
         let files = tempfile::tempdir()?;
         let config = format!(
@@ -66,7 +76,7 @@ shutdown: {{ drain: 1s, spread: 0s }}
              events {{ worker_connections 20000; }}
              http {{ access_log off; client_body_temp_path {0}; proxy_temp_path {0}; fastcgi_temp_path {0};
                uwsgi_temp_path {0}; scgi_temp_path {0};
-               server {{ listen {address} backlog=4096; location / {{ proxy_pass http://{backend}; proxy_http_version 1.1;
+               server {{ listen {address} {listen} backlog=4096; {server} location / {{ proxy_pass http://{backend}; proxy_http_version 1.1;
                  proxy_set_header Upgrade $http_upgrade; proxy_set_header Connection upgrade; proxy_read_timeout 1h; }} }} }}",
             files.path().display(),
         );

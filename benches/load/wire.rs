@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use sluicegate::ws::header::{FrameHeader, Opcode, Sender, parse};
 use sluicegate::ws::mask;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::Result;
@@ -43,8 +43,8 @@ pub fn frame(first: u8, payload: &[u8], sender: Sender) -> Vec<u8> {
 }
 
 /// A WebSocket, from either end.
-pub struct Socket {
-    stream: TcpStream,
+pub struct Socket<S = TcpStream> {
+    stream: S,
     /// Sends what is read here.
     peer: Sender,
     buffer: Vec<u8>,
@@ -54,14 +54,22 @@ pub struct Socket {
 impl Socket {
     /// Opens one as a client, with an offer of permessage-deflate or without.
     pub async fn open(address: SocketAddr, path: &str, offers: bool) -> Result<Self> {
-        let mut stream = TcpStream::connect(address).await?;
+        let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
+        Self::open_over(stream, path, offers).await
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
+    /// The same on a connection.
+    pub async fn open_over(mut stream: S, path: &str, offers: bool) -> Result<Self> {
         let offer = if offers { "Sec-WebSocket-Extensions: permessage-deflate\r\n" } else { "" };
         let request = format!(
             "GET {path} HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
              Sec-WebSocket-Version: 13\r\n{offer}Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
         );
         stream.write_all(request.as_bytes()).await?;
+        stream.flush().await?;
         let head = read_head(&mut stream).await?;
         if !head.starts_with("HTTP/1.1 101") {
             return Err(head.into());
@@ -70,7 +78,8 @@ impl Socket {
     }
 
     pub async fn send(&mut self, bytes: &[u8]) -> Result<()> {
-        Ok(self.stream.write_all(bytes).await?)
+        self.stream.write_all(bytes).await?;
+        Ok(self.stream.flush().await?)
     }
 
     /// Whether a whole frame has been read already.
@@ -126,7 +135,7 @@ impl Socket {
     }
 }
 
-async fn read_head(stream: &mut TcpStream) -> std::io::Result<String> {
+async fn read_head(stream: &mut (impl AsyncRead + Unpin)) -> std::io::Result<String> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         head.push(stream.read_u8().await?);

@@ -98,3 +98,130 @@ fn tell(loaded: Result<(), Vec<Problem>>, base: &KeyPath, report: &mut Report<'_
         .collect();
     report.extend(base, faults);
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::config::{Config, Text, load, parse};
+    use crate::tls::fixtures::Folder;
+
+    /// The faults of a file in this folder, whose listener and upstream have these keys.
+    fn faults(folder: &Folder, listener: &str, upstream: &str) -> Vec<String> {
+        let text = format!(
+            "listeners: [{{ name: a, bind: \"127.0.0.1:0\", hosts: [a.example]{listener} }}]\n\
+             upstreams: [{{ name: b, endpoints: [\"b.example:1\"]{upstream} }}]\n"
+        );
+        let name = folder.path("main.yaml").display().to_string();
+        let parsed = parse(Text { name: &name, text: &text }, &[], &|_| None);
+        parsed
+            .err()
+            .unwrap_or_default()
+            .iter()
+            .map(|fault| format!("{}: {} {}", fault.path, fault.found, fault.allowed))
+            .collect()
+    }
+
+    #[test]
+    fn each_file_is_tried_and_named_by_its_key() {
+        let folder = Folder::new();
+        folder.certificate("a", &["a.example"]);
+        folder.certificate("b", &["b.example"]);
+        folder.authority();
+        let sound = "certificates: [{ cert_file: a.crt, key_file: a.key }]";
+        for (listener, upstream, expected) in [
+            (format!(", tls: {{ {sound} }}"), "", None),
+            (String::new(), ", tls: { ca_file: ca.crt, cert_file: a.crt, key_file: a.key }", None),
+            (
+                ", tls: { certificates: [{ cert_file: a.crt, key_file: b.key }] }".to_owned(),
+                "",
+                Some(("listeners[0].tls.certificates[0].key_file", "it is not the key of")),
+            ),
+            (
+                ", tls: { certificates: [{ cert_file: none.crt, key_file: a.key }] }".to_owned(),
+                "",
+                Some(("listeners[0].tls.certificates[0].cert_file", "No such file")),
+            ),
+            (
+                format!(", tls: {{ {sound}, client_ca_file: a.key }}"),
+                "",
+                Some(("listeners[0].tls.client_ca_file", "no certificate")),
+            ),
+            (
+                format!(", tls: {{ {sound}, client_auth: optional }}"),
+                "",
+                Some(("listeners[0].tls.client_auth", "`client_ca_file` beside it")),
+            ),
+            (
+                format!(", tls: {{ {sound}, min_version: \"1.1\" }}"),
+                "",
+                Some(("listeners[0].tls.min_version", "1.2, 1.3")),
+            ),
+            (", tls: {}".to_owned(), "", Some(("listeners[0].tls.certificates", "missing"))),
+            (String::new(), ", tls: { ca_file: none }", Some(("upstreams[0].tls.ca_file", "No such file"))),
+            (
+                String::new(),
+                ", tls: { ca_file: ca.crt, cert_file: a.crt }",
+                Some(("upstreams[0].tls.cert_file", "`key_file` beside it")),
+            ),
+            (
+                String::new(),
+                ", tls: { ca_file: ca.crt, sni: \"b.example:443\" }",
+                Some(("upstreams[0].tls.sni", "without a port")),
+            ),
+            (", mode: \"0660\"".to_owned(), "", Some(("listeners[0].mode", "`bind: unix:PATH` beside it"))),
+        ] {
+            let found = faults(&folder, &listener, upstream);
+            match expected {
+                None => assert!(found.is_empty(), "{found:?}"),
+                Some((key, why)) => {
+                    assert!(found.len() == 1 && found[0].starts_with(key) && found[0].contains(why), "{found:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn unix_sockets_have_their_own_faults() {
+        let folder = Folder::new();
+        folder.authority();
+        let of = |text: &str| {
+            let name = folder.path("main.yaml").display().to_string();
+            let faults = parse(Text { name: &name, text }, &[], &|_| None).err().unwrap_or_default();
+            faults.iter().map(|fault| format!("{}: {}", fault.path, fault.allowed)).collect::<Vec<_>>()
+        };
+        let listeners = "listeners: [{ name: a, bind: \"unix:a.sock\", mode: \"0888\" }, \
+                         { name: b, bind: \"unix:./a.sock\" }, { name: c, bind: \"unix:\" }]\n";
+        let long = "x".repeat(110);
+        let found = of(&format!(
+            "{listeners}upstreams: [{{ name: b, endpoints: [\"unix:{long}\", \"unix:b.sock\"], tls: {{ ca_file: ca.crt }} }}]\n"
+        ));
+        let keys: Vec<&str> = found.iter().filter_map(|fault| fault.split(": ").next()).collect();
+        let expected = [
+            "listeners[0].mode",
+            "listeners[1].bind",
+            "listeners[2].bind",
+            "upstreams[0].endpoints[0]",
+            "upstreams[0].tls.sni",
+        ];
+        assert_eq!(keys, expected, "{found:#?}");
+    }
+
+    #[test]
+    fn what_config_prints_comes_back_as_it_was_and_from_elsewhere() {
+        let folder = Folder::new();
+        folder.certificate("a", &["a.example"]);
+        folder.authority();
+        let text = "listeners:\n  - { name: a, bind: \"127.0.0.1:0\", tls: { certificates: [{ cert_file: a.crt, key_file: a.key }], \
+                    client_ca_file: ca.crt } }\nupstreams:\n  - { name: b, endpoints: [\"b.example:1\"], tls: { ca_file: ca.crt, \
+                    cert_file: a.crt, key_file: a.key } }\n";
+        let config = load(&folder.file("main.yaml", text)).expect("sound").config;
+        let elsewhere = tempfile::tempdir().expect("a folder");
+        let printed = config.effective.yaml();
+        let path = elsewhere.path().join("effective.yaml");
+        std::fs::write(&path, &printed).expect("written");
+        let back = load(&path).unwrap_or_else(|faults| panic!("{printed}\n{faults:#?}")).config;
+        let tls = |config: &Config| (config.listeners[0].tls.clone(), config.upstreams[0].tls.clone());
+        assert_eq!(tls(&back), tls(&config));
+        assert!(printed.contains("client_auth: required") && printed.contains("min_version: '1.2'"), "{printed}");
+        assert!(!printed.contains("PRIVATE KEY"));
+    }
+}

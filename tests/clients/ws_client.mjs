@@ -144,7 +144,11 @@ async function until(holds) {
   while (!holds()) await new Promise((resolve) => (wake = resolve));
 }
 
+let finished = false;
 function finish(error) {
+  // An error before the upgrade is followed by a close.
+  if (finished) return;
+  finished = true;
   if (error) transcript.error = error;
   process.stdout.write(`${JSON.stringify(transcript)}\n`, () => process.exit(transcript.done ? 0 : 1));
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use pingora::protocols::tls::CaType;
 use pingora::upstreams::peer::HttpPeer;
-use pingora::utils::tls::{CertKey, WrappedX509};
+use pingora::utils::tls::{CertKey, WrappedX509, parse_x509};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::ServerName;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
@@ -49,9 +49,8 @@ impl Source for SecureFiles {
         // Pingora's own type panics where it cannot parse one.
         let readable = |bytes: &[u8]| X509Certificate::from_der(bytes).is_ok();
         let authorities = client.authorities.iter().filter(|authority| readable(authority));
-        let authorities: Arc<CaType> = authorities
-            .map(|authority| WrappedX509::new(authority.to_vec(), |bytes| pingora::utils::tls::parse_x509(bytes)))
-            .collect();
+        let authorities: Arc<CaType> =
+            authorities.map(|authority| WrappedX509::new(authority.to_vec(), parse_x509)).collect();
         let identity = match (&client.identity, &self.0.identity) {
             (Some(identity), Some(pair)) if !identity.chain.iter().all(|certificate| readable(certificate)) => {
                 let why = "one of its certificates cannot be parsed".to_owned();
