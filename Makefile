@@ -54,7 +54,7 @@ conformance: build ## Run all of Autobahn|Testsuite, and write docs/conformance.
 	@scripts/setup conformance
 	@SLUICEGATE=$(abspath $(TARGET)/debug/sluicegate) node tests/conformance/run.mjs
 
-conformance-short: build ## Run the part of it that CI does (half a minute, needs CPython 2.7)
+conformance-short: build ## Run the part of it that CI does (a minute, needs CPython 2.7)
 	@scripts/setup conformance
 	@SLUICEGATE=$(abspath $(TARGET)/debug/sluicegate) node tests/conformance/short.mjs
 

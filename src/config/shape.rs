@@ -383,6 +383,6 @@ mod tests {
         visit(&schema(), "", &mut seen);
         assert!(seen > 100, "{seen}");
         let text = schema().to_string();
-        assert!(!text.contains("null") && !text.contains("backplane"), "{text}");
+        assert!(!text.contains("null") && !text.contains("upgrade_socket"), "{text}");
     }
 }

@@ -85,7 +85,10 @@ pub enum NoHead {
 
 /// What a client begins.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "the larger one is what there nearly always is, and is moved out at once")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "the larger one is what there nearly always is, and is moved out at once"
+)]
 pub enum Beginning {
     /// A request.
     Request(Head),
