@@ -321,6 +321,18 @@ mod tests {
     }
 
     #[test]
+    fn a_peer_says_its_address_and_whether_it_is_a_hop() {
+        for (peer, shown, hop) in [
+            (Peer::Unix, "unix", true),
+            (ip("127.0.0.1").into(), "127.0.0.1", true),
+            (ip("::ffff:203.0.113.9").into(), "203.0.113.9", false),
+            (ip("2001:db8::1").into(), "2001:db8::1", false),
+        ] {
+            assert_eq!((peer.to_string().as_str(), peer.is_hop()), (shown, hop));
+        }
+    }
+
+    #[test]
     fn no_header_counts_where_the_proxy_protocol_names_the_client() {
         assert_eq!(resolved(&Source::ProxyProtocol, "x-forwarded-for", &["1.2.3.4"]), ip("10.0.0.1"));
     }
