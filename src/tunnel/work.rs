@@ -1,8 +1,8 @@
 //! What a session does before it gives its core to others: counted and not timed, so that it is the same on every
 //! machine and in every run.
 //!
-//! A unit is what takes about a nanosecond on a core of today. The figures are rounded up from what
-//! `cargo bench --bench load -- worst` measures: they need not be exact, only in proportion.
+//! A unit is meant to take about a nanosecond on a core of today. The figures are estimates, in part from docs/bench.md;
+//! those of control frames, reads, writes and deflating were never measured. They need only be in proportion.
 
 use crate::ws::scan::Inflated;
 
