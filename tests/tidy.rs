@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 const FOLDERS: [&str; 4] = ["src", "tests", "benches", "fuzz"];
 
 /// What each part of the crate may use of the others, from the bottom floor to the top.
-const FLOORS: [(&str, Uses); 15] = [
+const FLOORS: [(&str, Uses); 16] = [
     // Floor 0: the protocol, without I/O.
     ("ws", Uses::Only(&["ws"])),
     // Floor 1: what is allowed, and why a session ended.
@@ -23,6 +23,7 @@ const FLOORS: [(&str, Uses); 15] = [
     ("events", Uses::Only(&["events", "metrics", "cause", "ws"])),
     ("tunnel", Uses::Only(&["tunnel", "metrics", "events", "policy", "cause", "ws"])),
     ("tls", Uses::Only(&["tls", "policy"])),
+    ("backplane", Uses::Only(&["backplane"])),
     // Floor 3: sockets and HTTP, files, operators.
     ("config", Uses::Only(&["config", "tls", "policy", "cause", "ws"])),
     (

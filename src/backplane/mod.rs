@@ -1,0 +1,23 @@
+//! The fan-out backplane's engines: logs of channels that every node of a region shares, read by position.
+//!
+//! [`position`] and [`recover`] are pure: what a reader's place in a log is, and what can be proven of it later.
+//! [`engine`] is the contract that an engine keeps; [`memory`] and [`redis`] keep it, and `tests/engines` holds every
+//! engine to the same cases.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::string_slice,
+        clippy::unreachable,
+        clippy::unwrap_used
+    )
+)]
+
+pub mod engine;
+pub mod memory;
+pub mod position;
+pub mod recover;
+
+pub mod sink;
