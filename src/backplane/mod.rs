@@ -16,6 +16,7 @@
 )]
 
 pub mod engine;
+pub mod hub;
 pub mod memory;
 pub mod position;
 pub mod recover;

@@ -4,7 +4,7 @@
 //! receiver has taken notice of that; it reads them from the log then. So a receiver that is slow costs the bounds
 //! of its queue and a mark a channel, and loses nothing that is retained.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -60,7 +60,7 @@ struct Queue {
     entries: VecDeque<(Channel, Entry)>,
     bytes: usize,
     /// Channels that the receiver must read, and has not been told of yet. At most those that are subscribed to.
-    disrupted: HashSet<Channel>,
+    disrupted: BTreeSet<Channel>,
     finished: bool,
     abandoned: bool,
 }

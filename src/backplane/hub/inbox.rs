@@ -1,0 +1,198 @@
+//! What waits for one session, bounded.
+//!
+//! A channel never waits for a session: when an inbox is full, the channel stops filling it and remembers where it
+//! stopped. When the session has taken half of what is there, it is fed on from the channel's window, at its own pace. So
+//! a slow session holds nobody up and misses nothing that the window still has; what it has not any more, the session is
+//! told ([`Notice::Overrun`]).
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use atomic_waker::AtomicWaker;
+use parking_lot::Mutex;
+
+use super::Publication;
+use crate::backplane::engine::Channel;
+use crate::backplane::position::Position;
+use crate::backplane::recover::{Recovery, Why};
+
+/// How much waits for a session at most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InboxLimit {
+    /// Publications. Default 1,024.
+    pub max_messages: usize,
+    /// Bytes of their payloads. Default 1 MiB. One publication fits whatever its size.
+    pub max_bytes: usize,
+}
+
+impl Default for InboxLimit {
+    fn default() -> Self {
+        Self { max_messages: 1024, max_bytes: 1 << 20 }
+    }
+}
+
+/// What a session is told.
+#[derive(Clone, Debug)]
+pub enum Notice {
+    /// A subscription is in force. What comes of the channel follows from here.
+    Subscribed {
+        /// The channel.
+        channel: Channel,
+        /// The newest entry's position at this time.
+        top: Position,
+        /// What became of the place that the session asked for.
+        recovery: Recovery,
+    },
+    /// An entry, in the order of the channel's log, without a hole since the last of the channel.
+    Publication(Arc<Publication>),
+    /// Entries of the channel may be missing, and nobody can say which. What comes next comes behind `top`.
+    Gap {
+        /// The channel.
+        channel: Channel,
+        /// Why.
+        why: Why,
+        /// Where it goes on.
+        top: Position,
+    },
+    /// The session has fallen behind what this node keeps of the channel. Nothing more comes of it.
+    Overrun(Channel),
+}
+
+#[derive(Debug)]
+pub(super) struct Inbox {
+    state: Mutex<State>,
+    waker: AtomicWaker,
+    limit: InboxLimit,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    notices: VecDeque<Notice>,
+    bytes: usize,
+    /// Channels that have more for the session than fits. At most those that it is subscribed to.
+    behind: BTreeSet<Channel>,
+    behind_since: Option<Instant>,
+}
+
+impl Inbox {
+    pub(super) fn new(limit: InboxLimit) -> Self {
+        Self { state: Mutex::default(), waker: AtomicWaker::new(), limit }
+    }
+
+    /// Queues a publication; `false` if there is no room, and it is not queued.
+    pub(super) fn push(&self, publication: &Arc<Publication>) -> bool {
+        let mut state = self.state.lock();
+        let size = publication.entry.payload.len();
+        let fits = state.notices.is_empty()
+            || (state.notices.len() < self.limit.max_messages && state.bytes + size <= self.limit.max_bytes);
+        if fits {
+            state.bytes += size;
+            state.notices.push_back(Notice::Publication(publication.clone()));
+            drop(state);
+            self.waker.wake();
+        }
+        fits
+    }
+
+    /// Queues what is no publication. These are few: one for a subscription, and one for each gap, of which one a channel
+    /// waits at most.
+    pub(super) fn tell(&self, notice: Notice) {
+        let mut state = self.state.lock();
+        if let Notice::Gap { channel: of, .. } = &notice {
+            let same = |waiting: &Notice| matches!(waiting, Notice::Gap { channel, .. } if channel == of);
+            let of_channel = |waiting: &Notice| match waiting {
+                Notice::Publication(publication) => publication.channel == *of,
+                Notice::Subscribed { channel, .. } | Notice::Gap { channel, .. } | Notice::Overrun(channel) => {
+                    channel == of
+                }
+            };
+            // A gap behind a gap is one gap, which ends where the second does.
+            let newest = state.notices.iter_mut().rev().find(|waiting| of_channel(waiting));
+            if let Some(waiting) = newest.filter(|waiting| same(waiting)) {
+                *waiting = notice;
+                return;
+            }
+        }
+        state.notices.push_back(notice);
+        drop(state);
+        self.waker.wake();
+    }
+
+    /// Remembers that a channel has more than fits.
+    pub(super) fn fell_behind(&self, channel: &Channel, now: Instant) {
+        let mut state = self.state.lock();
+        state.behind.insert(channel.clone());
+        state.behind_since.get_or_insert(now);
+    }
+
+    /// The channel has no more than what is here.
+    pub(super) fn caught_up(&self, channel: &Channel) {
+        let mut state = self.state.lock();
+        state.behind.remove(channel);
+        if state.behind.is_empty() {
+            state.behind_since = None;
+        }
+    }
+
+    /// Drops what waits of a channel.
+    pub(super) fn forget(&self, channel: &Channel) {
+        self.caught_up(channel);
+        let mut state = self.state.lock();
+        let mut freed = 0;
+        state.notices.retain(|notice| match notice {
+            Notice::Publication(publication) if publication.channel == *channel => {
+                freed += publication.entry.payload.len();
+                false
+            }
+            Notice::Publication(_) => true,
+            Notice::Subscribed { channel: of, .. } | Notice::Gap { channel: of, .. } | Notice::Overrun(of) => {
+                of != channel
+            }
+        });
+        state.bytes -= freed;
+    }
+
+    pub(super) fn pop(&self) -> Option<Notice> {
+        let mut state = self.state.lock();
+        let notice = state.notices.pop_front()?;
+        if let Notice::Publication(publication) = &notice {
+            state.bytes -= publication.entry.payload.len();
+        }
+        Some(notice)
+    }
+
+    pub(super) fn poll_pop(&self, cx: &mut Context<'_>) -> Poll<Notice> {
+        if let Some(notice) = self.pop() {
+            return Poll::Ready(notice);
+        }
+        self.waker.register(cx.waker());
+        // What came before the waker was there did not wake it.
+        self.pop().map_or(Poll::Pending, Poll::Ready)
+    }
+
+    /// The channels that can feed on, when half of the room is free.
+    pub(super) fn hungry_for(&self) -> Vec<Channel> {
+        let state = self.state.lock();
+        let half = state.notices.len() <= self.limit.max_messages / 2 && state.bytes <= self.limit.max_bytes / 2;
+        if half && !state.behind.is_empty() { state.behind.iter().cloned().collect() } else { Vec::new() }
+    }
+
+    /// Publications and bytes that wait here, and since when there is more than fits.
+    pub(super) fn depth(&self) -> Depth {
+        let state = self.state.lock();
+        Depth { messages: state.notices.len(), bytes: state.bytes, behind_since: state.behind_since }
+    }
+}
+
+/// How full an inbox is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Depth {
+    /// What waits, notices included.
+    pub messages: usize,
+    /// Bytes of the publications that wait.
+    pub bytes: usize,
+    /// Since when there is more for the session than fits.
+    pub behind_since: Option<Instant>,
+}

@@ -1,0 +1,282 @@
+//! What the sessions of this node are subscribed to, and how entries come to them.
+//!
+//! A node asks the engine to push a channel while a session of its own is subscribed to it, and each entry is shared by
+//! all of them: one copy, of which each inbox holds a reference. For each channel at most one question to the engine is
+//! under way, whoever waits for its answer, so that a thousand clients that come back at once cost one read.
+//!
+//! `channel.rs` decides, `work.rs` asks the engine, `inbox.rs` is what waits for a session, and `window.rs` the entries
+//! that this node has.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use parking_lot::Mutex;
+use rand::SeedableRng as _;
+use rand::rngs::SmallRng;
+
+use super::engine::{Channel, Engine, Entry, Retention};
+use super::recover::{Recovery, ReplayLimit, Why};
+use super::sink::{Sink, SinkLimit, sink};
+
+mod channel;
+mod inbox;
+#[cfg(test)]
+mod tests;
+mod window;
+mod work;
+
+pub use channel::From;
+pub use inbox::{Depth, InboxLimit, Notice};
+
+use channel::Local;
+use inbox::Inbox;
+
+/// An entry of a channel, as this node shares it among its sessions.
+#[derive(Debug)]
+pub struct Publication {
+    /// The channel.
+    pub channel: Channel,
+    /// What the log has.
+    pub entry: Entry,
+}
+
+impl Publication {
+    /// Its number in the log.
+    pub fn n(&self) -> u64 {
+        self.entry.position.n
+    }
+
+    /// What it takes of a channel's bytes.
+    fn size_bytes(&self) -> usize {
+        self.entry.payload.len() + self.entry.message.as_str().len()
+    }
+}
+
+/// A count that only grows.
+#[derive(Debug, Default)]
+pub struct Count(AtomicU64);
+
+impl Count {
+    fn increment(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How often it happened.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// What happened in a hub.
+#[derive(Debug, Default)]
+pub struct Counts {
+    /// Entries that were pushed again and not delivered again.
+    pub duplicates: Count,
+    /// Gaps in a log that subscribers were told of, because the log was not what it had been.
+    pub gaps_lineage: Count,
+    /// The same, because the engine had dropped entries before they were read.
+    pub gaps_trimmed: Count,
+    /// Sessions that fell behind what this node keeps.
+    pub overruns: Count,
+    /// Subscribers that came back and got all that they had missed.
+    pub resumes_continuous: Count,
+    /// Subscribers that came back and were told of a gap.
+    pub resumes_gap: Count,
+    /// Questions to the engine.
+    pub asked: Count,
+    /// Questions that it did not answer, or with an error.
+    pub failed: Count,
+}
+
+impl Counts {
+    fn gap(&self, why: Why) {
+        match why {
+            Why::Lineage => self.gaps_lineage.increment(),
+            // A repair has no limit of its own.
+            Why::Trimmed | Why::Limit => self.gaps_trimmed.increment(),
+        }
+    }
+
+    fn resume(&self, recovery: &Recovery) {
+        match recovery {
+            Recovery::Gap(_) => self.resumes_gap.increment(),
+            Recovery::Live | Recovery::Replay { .. } => self.resumes_continuous.increment(),
+        }
+    }
+}
+
+/// The channels of this node, on one engine.
+#[derive(Debug)]
+pub struct Hub {
+    engine: Arc<dyn Engine>,
+    sink: Sink,
+    channels: Mutex<BTreeMap<Channel, Arc<Mutex<Local>>>>,
+    retention: Retention,
+    next_id: AtomicU64,
+    chance: Mutex<SmallRng>,
+    /// What happened.
+    pub counts: Counts,
+    myself: Weak<Self>,
+}
+
+impl Hub {
+    /// A hub on an engine. Two tasks run until it is dropped: one takes what the engine pushes, one looks for channels
+    /// that nobody wants any more.
+    ///
+    /// # Panics
+    /// Outside a Tokio runtime.
+    pub fn start(engine: Arc<dyn Engine>, limit: SinkLimit) -> Arc<Self> {
+        Self::start_with(engine, limit, rand::random())
+    }
+
+    /// The same with a seed of the pauses between questions, so that a test can play a schedule again.
+    fn start_with(engine: Arc<dyn Engine>, limit: SinkLimit, seed: u64) -> Arc<Self> {
+        let (sink, source) = sink(limit);
+        let retention = engine.capabilities().retention;
+        let hub = Arc::new_cyclic(|myself| Self {
+            engine,
+            sink,
+            channels: Mutex::default(),
+            retention,
+            next_id: AtomicU64::new(0),
+            chance: Mutex::new(SmallRng::seed_from_u64(seed)),
+            counts: Counts::default(),
+            myself: myself.clone(),
+        });
+        tokio::spawn(work::take_pushed(hub.myself.clone(), source));
+        tokio::spawn(work::look_for_forgotten(hub.myself.clone()));
+        hub
+    }
+
+    /// A session joins, without a subscription yet.
+    pub fn join(self: &Arc<Self>, limit: InboxLimit) -> Member {
+        Member {
+            hub: self.clone(),
+            id: self.next_id.fetch_add(1, Ordering::Relaxed),
+            inbox: Arc::new(Inbox::new(limit)),
+            channels: BTreeMap::new(),
+        }
+    }
+
+    /// How many channels the engine pushes to this node.
+    pub fn channels(&self) -> usize {
+        self.channels.lock().len()
+    }
+
+    /// How many sessions of this node are subscribed to a channel.
+    pub fn subscribers(&self, channel: &Channel) -> usize {
+        self.find(channel).map_or(0, |local| local.lock().subscribers())
+    }
+
+    fn find(&self, channel: &Channel) -> Option<Arc<Mutex<Local>>> {
+        self.channels.lock().get(channel).cloned()
+    }
+
+    /// The channel's state, locked by the caller; made if there is none.
+    fn find_or_make(&self, channel: &Channel) -> Arc<Mutex<Local>> {
+        let make = || Arc::new(Mutex::new(Local::new(channel.clone(), self.retention, now())));
+        self.channels.lock().entry(channel.clone()).or_insert_with(make).clone()
+    }
+
+    /// Has the engine asked what the channel needs, unless somebody does so already.
+    fn work(&self, local: &Arc<Mutex<Local>>) {
+        {
+            let mut local = local.lock();
+            if local.working || local.removed {
+                return;
+            }
+            local.working = true;
+        }
+        if let Some(hub) = self.myself.upgrade() {
+            tokio::spawn(work::ask(hub, local.clone()));
+        }
+    }
+}
+
+/// A session among the subscribers of a hub. Its subscriptions end when it is dropped.
+#[derive(Debug)]
+pub struct Member {
+    hub: Arc<Hub>,
+    id: u64,
+    inbox: Arc<Inbox>,
+    channels: BTreeMap<Channel, Arc<Mutex<Local>>>,
+}
+
+impl Member {
+    /// Subscribes to a channel, from a place on. When it is in force there is a [`Notice::Subscribed`], and before that
+    /// nothing of the channel: an engine that cannot be reached is asked again until it can. A second subscription to a
+    /// channel takes the place of the first.
+    ///
+    /// The caller bounds how many channels one session has.
+    pub fn subscribe(&mut self, channel: &Channel, from: From, limit: ReplayLimit) {
+        let local = loop {
+            let local = self.hub.find_or_make(channel);
+            let mut locked = local.lock();
+            if !locked.removed {
+                locked.subscribe(self.id, self.inbox.clone(), from, limit);
+                drop(locked);
+                break local;
+            }
+        };
+        self.hub.work(&local);
+        self.channels.insert(channel.clone(), local);
+    }
+
+    /// Ends a subscription. Nothing of the channel comes any more, nor what waited.
+    pub fn unsubscribe(&mut self, channel: &Channel) {
+        if let Some(local) = self.channels.remove(channel) {
+            local.lock().unsubscribe(self.id, now());
+        }
+    }
+
+    /// How many channels it is subscribed to.
+    pub fn subscriptions(&self) -> usize {
+        self.channels.len()
+    }
+
+    /// Whether it is subscribed to a channel.
+    pub fn is_subscribed(&self, channel: &Channel) -> bool {
+        self.channels.contains_key(channel)
+    }
+
+    /// What comes next. Taking it makes room for more.
+    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Notice> {
+        loop {
+            for channel in self.inbox.hungry_for() {
+                if let Some(local) = self.channels.get(&channel) {
+                    local.lock().feed(self.id, &self.hub.counts);
+                }
+            }
+            let notice = match self.inbox.poll_pop(cx) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(notice) => notice,
+            };
+            if let Notice::Overrun(channel) = &notice {
+                self.channels.remove(channel);
+            }
+            return Poll::Ready(notice);
+        }
+    }
+
+    /// How much waits for it.
+    pub fn depth(&self) -> Depth {
+        self.inbox.depth()
+    }
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        let now = now();
+        for local in self.channels.values() {
+            local.lock().unsubscribe(self.id, now);
+        }
+    }
+}
+
+/// Tokio's clock, so that a test can pass the time.
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
