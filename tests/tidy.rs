@@ -12,12 +12,13 @@ use std::path::{Path, PathBuf};
 const FOLDERS: [&str; 4] = ["src", "tests", "benches", "fuzz"];
 
 /// What each part of the crate may use of the others, from the bottom floor to the top.
-const FLOORS: [(&str, Uses); 15] = [
+const FLOORS: [(&str, Uses); 16] = [
     // Floor 0: the protocol, without I/O.
     ("ws", Uses::Only(&["ws"])),
     // Floor 1: what is allowed, and why a session ended.
     ("cause", Uses::Only(&["cause", "ws"])),
     ("policy", Uses::Only(&["policy", "cause", "ws"])),
+    ("grip", Uses::Only(&["grip", "ws"])),
     // Floor 2: the places that await, and what they report to.
     ("metrics", Uses::Only(&["metrics", "events", "cause", "ws"])),
     ("events", Uses::Only(&["events", "metrics", "cause", "ws"])),
@@ -49,9 +50,10 @@ const FLOORS: [(&str, Uses); 15] = [
 ];
 
 /// What a part must not use of the world outside, and why.
-const FOREIGN: [(&str, &[&str], &str); 2] = [
+const FOREIGN: [(&str, &[&str], &str); 3] = [
     ("ws", &["tokio", "rand", "log", "std::time", "std::net"], "ws takes bytes and returns values"),
     ("policy", &["tokio"], "a policy decides; the tunnel awaits"),
+    ("grip", &["tokio", "rand", "log", "std::time", "std::net"], "grip takes bytes and times and returns values"),
 ];
 
 /// The one file that names metrics.
