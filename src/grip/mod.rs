@@ -32,6 +32,7 @@ mod json;
 mod limits;
 pub mod meta;
 mod parameters;
+pub mod position;
 pub mod publish;
 pub mod resume;
 pub mod signature;
