@@ -316,6 +316,8 @@ pub enum Cause {
         /// How long output was pending.
         pending_for: Duration,
     },
+    /// The client has fallen behind what this node keeps of one of its channels.
+    Overrun,
     /// The client did not answer our ping.
     ClientSilent(Duration),
     /// The upstream did not answer our ping.
@@ -349,7 +351,7 @@ pub struct CauseRow {
 
 impl Cause {
     /// One of each, in the order of the table.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 26] = [
         Self::ClientClosed(None),
         Self::UpstreamClosed(None),
         Self::ClientGone,
@@ -369,6 +371,7 @@ impl Cause {
         Self::UpstreamInvalidUtf8,
         Self::UpstreamMessageTooBig { size_bytes: 0, limit_bytes: 0 },
         Self::SlowClient { taken_bytes: 0, pending_for: Duration::ZERO },
+        Self::Overrun,
         Self::ClientSilent(Duration::ZERO),
         Self::UpstreamSilent(Duration::ZERO),
         Self::IdleTimeout(Duration::ZERO),
@@ -430,6 +433,9 @@ impl Cause {
             ),
             Self::SlowClient { .. } => {
                 client_fault("slow_client", "slow_client", C::TRY_AGAIN_LATER, "client reads too slowly")
+            }
+            Self::Overrun => {
+                client_fault("overrun", "slow_client", C::TRY_AGAIN_LATER, "client reads slower than its channels")
             }
             Self::ClientSilent(_) => CauseRow { policy: Some("keepalive"), ..passed("client_silent", By::Proxy) },
             Self::UpstreamSilent(_) => CauseRow {

@@ -18,6 +18,7 @@ const FLOORS: [(&str, Uses); 16] = [
     // Floor 1: what is allowed, and why a session ended.
     ("cause", Uses::Only(&["cause", "ws"])),
     ("policy", Uses::Only(&["policy", "cause", "ws"])),
+    ("grip", Uses::Only(&["grip", "ws"])),
     // Floor 2: the places that await, and what they report to.
     ("metrics", Uses::Only(&["metrics", "events", "cause", "ws"])),
     ("events", Uses::Only(&["events", "metrics", "cause", "ws"])),
@@ -50,9 +51,10 @@ const FLOORS: [(&str, Uses); 16] = [
 ];
 
 /// What a part must not use of the world outside, and why.
-const FOREIGN: [(&str, &[&str], &str); 2] = [
+const FOREIGN: [(&str, &[&str], &str); 3] = [
     ("ws", &["tokio", "rand", "log", "std::time", "std::net"], "ws takes bytes and returns values"),
     ("policy", &["tokio"], "a policy decides; the tunnel awaits"),
+    ("grip", &["tokio", "rand", "log", "std::time", "std::net"], "grip takes bytes and times and returns values"),
 ];
 
 /// The one file that names metrics.

@@ -21,5 +21,8 @@ pub mod memory;
 pub mod position;
 pub mod recover;
 pub mod redis;
+pub mod rendered;
 
 pub mod sink;
+pub mod subscriber;
+pub mod upstream;

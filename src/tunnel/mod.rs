@@ -37,9 +37,21 @@ pub trait Wire: AsyncRead + AsyncWrite + Unpin + Send {
         None
     }
 
+    /// Why the session has to end, where the stream knows.
+    fn verdict(&self) -> Option<Verdict> {
+        None
+    }
+
     /// Says that the stream ends without its session's being over, for who can tell that from an end in good order. It
     /// is shut down behind this.
     fn break_off(&mut self) {}
+}
+
+/// Why a session has to end, as the stream of its upstream says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The client has fallen behind what this node keeps of one of its channels.
+    Overrun,
 }
 
 impl Wire for tokio::net::TcpStream {

@@ -229,7 +229,7 @@ impl Local {
 
     fn deliver(&mut self, entry: Entry, now: Instant) {
         self.last = Some(entry.position.clone());
-        let publication = Arc::new(Publication { channel: self.name.clone(), entry });
+        let publication = Arc::new(Publication::new(self.name.clone(), entry));
         for subscriber in self.subscribers.values_mut() {
             if matches!(subscriber.stand, Stand::Live) && !subscriber.inbox.push(&publication) {
                 subscriber.inbox.fell_behind(&self.name, now);
@@ -287,7 +287,7 @@ impl Local {
             // The log is not what was delivered of it here: reading on tells how.
             Some(other) if other.position.id != joint.id => return self.disrupted = true,
             Some(_) => {
-                let of = |entry| Arc::new(Publication { channel: self.name.clone(), entry });
+                let of = |entry| Arc::new(Publication::new(self.name.clone(), entry));
                 self.window.prepend(entries.into_iter().map(of).collect(), n);
             }
             // Even that is not retained any more, so nothing before it is.

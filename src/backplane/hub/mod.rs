@@ -9,7 +9,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::task::{Context, Poll};
 use std::time::Instant;
 
@@ -19,6 +19,7 @@ use rand::rngs::SmallRng;
 
 use super::engine::{Channel, Engine, Entry, Retention};
 use super::recover::{Recovery, ReplayLimit, Why};
+use super::rendered::Rendered;
 use super::sink::{Sink, SinkLimit, sink};
 
 mod channel;
@@ -41,9 +42,19 @@ pub struct Publication {
     pub channel: Channel,
     /// What the log has.
     pub entry: Entry,
+    rendered: OnceLock<Option<Rendered>>,
 }
 
 impl Publication {
+    pub(super) fn new(channel: Channel, entry: Entry) -> Self {
+        Self { channel, entry, rendered: OnceLock::new() }
+    }
+
+    /// What WebSocket clients get of it, read and framed by the first who asks. `None`: what was stored is no item.
+    pub fn rendered(&self) -> Option<&Rendered> {
+        self.rendered.get_or_init(|| Rendered::of(&self.entry.payload)).as_ref()
+    }
+
     /// Its number in the log.
     pub fn n(&self) -> u64 {
         self.entry.position.n

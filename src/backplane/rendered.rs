@@ -1,0 +1,102 @@
+//! What a published item is for WebSocket clients, made once for all sessions of a node.
+
+use bytes::Bytes;
+
+use crate::grip::Kind;
+use crate::grip::item::{Item, WsMessage};
+use crate::grip::meta::Meta;
+use crate::ws::close::{CloseCode, MAX_REASON_BYTES};
+use crate::ws::header::{ControlFrame, DataHeader, FrameHeader, Opcode};
+
+/// An item, read and framed.
+#[derive(Debug)]
+pub struct Rendered {
+    /// What filters read.
+    pub meta: Meta,
+    /// The id that its publisher gave it; empty for none.
+    pub id: String,
+    /// What is sent.
+    pub message: Message,
+}
+
+/// What a WebSocket client gets of an item.
+#[derive(Debug)]
+pub enum Message {
+    /// A message.
+    Send {
+        /// Its type.
+        kind: Kind,
+        /// Its content.
+        content: Bytes,
+        /// The whole frame, for those for whom the content is not changed.
+        frame: Bytes,
+        /// The filters that a subscriber needs to have; `None` for any.
+        content_filters: Option<Vec<String>>,
+    },
+    /// A Close frame, whole.
+    Close(Bytes),
+    /// Nothing: it has no form for WebSocket clients, or is not for them.
+    Nothing,
+}
+
+impl Rendered {
+    /// Reads what an engine stored. `None` if it is no item.
+    pub fn of(payload: &Bytes) -> Option<Self> {
+        let item = Item::decode(payload).ok()?;
+        let message = match item.formats.ws_message {
+            Some(WsMessage::Send { kind, content, content_filters }) => {
+                Message::Send { kind, frame: frame(kind, &content).into(), content, content_filters }
+            }
+            Some(WsMessage::Close { code, reason }) => Message::Close(close_frame(code.map(CloseCode), &reason).into()),
+            Some(WsMessage::Refresh | WsMessage::Hint) | None => Message::Nothing,
+        };
+        Some(Self { meta: item.meta, id: item.id.unwrap_or_default(), message })
+    }
+}
+
+/// An unmasked frame with a whole message. RFC 6455 §5.2.
+pub fn frame(kind: Kind, content: &[u8]) -> Vec<u8> {
+    let opcode = kind.opcode();
+    if opcode.is_control() {
+        return ControlFrame::new(opcode, content, None).as_bytes().to_vec();
+    }
+    let header = FrameHeader { fin: true, rsv1: false, opcode, mask: None, payload_bytes: content.len() as u64 };
+    [DataHeader::new(&header).as_bytes(), content].concat()
+}
+
+/// An unmasked Close frame; without a code where that must not be on the wire. RFC 6455 §5.5.1, §7.4.
+pub fn close_frame(code: Option<CloseCode>, reason: &str) -> Vec<u8> {
+    let mut payload = Vec::new();
+    if let Some(code) = code.filter(|code| code.is_valid_on_wire()) {
+        payload.extend(code.0.to_be_bytes());
+        let mut end = reason.len().min(MAX_REASON_BYTES);
+        while !reason.is_char_boundary(end) {
+            end -= 1;
+        }
+        payload.extend(reason.as_bytes().get(..end).unwrap_or_default());
+    }
+    ControlFrame::new(Opcode::Close, &payload, None).as_bytes().to_vec()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_are_whole_and_reasons_are_cut_between_characters() {
+        assert_eq!(frame(Kind::Text, b"hi"), b"\x81\x02hi");
+        assert_eq!(frame(Kind::Binary, &[7; 200])[..4], [0x82, 126, 0, 200]);
+        assert_eq!(frame(Kind::Ping, b"p"), b"\x89\x01p");
+        assert_eq!(close_frame(None, "lost"), b"\x88\x00");
+        assert_eq!(close_frame(Some(CloseCode(0)), "lost"), b"\x88\x00");
+        assert_eq!(close_frame(Some(CloseCode(4001)), "bye"), b"\x88\x05\x0f\xa1bye");
+        let long = close_frame(Some(CloseCode(4001)), &"ü".repeat(100));
+        assert_eq!((long.len(), long[1]), (2 + 2 + 122, 124));
+        assert!(std::str::from_utf8(&long[4..]).is_ok());
+    }
+
+    #[test]
+    fn what_is_no_item_is_nothing() {
+        assert!(Rendered::of(&Bytes::from_static(b"\xffjunk")).is_none());
+    }
+}

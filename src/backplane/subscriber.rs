@@ -1,0 +1,227 @@
+//! One client of a backend that speaks GRIP: what it is subscribed to, its metadata, and what it is sent of its channels.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use super::engine::{Channel, MessageId};
+use super::hub::{Depth, From, Member, Notice, Publication};
+use super::position::{Place, Position};
+use super::recover::{Recovery, ReplayLimit};
+use super::rendered::{Message, close_frame, frame};
+use crate::grip::control::{Control, KeepAlive, KeepAliveMode, OnGap, Outgoing, Subscribe};
+use crate::grip::filters::{self, Filters};
+use crate::grip::meta::Meta;
+use crate::grip::{Kind, Limits};
+
+/// What a control message asks of the connection besides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Nothing.
+    None,
+    /// The backend's connection is to end; the client stays.
+    Detach,
+    /// The message was passed over, for this reason.
+    Ignored(&'static str),
+}
+
+/// A client, between its hub and its connection.
+#[derive(Debug)]
+pub struct Subscriber {
+    member: Member,
+    limits: Limits,
+    meta: Meta,
+    subscriptions: BTreeMap<Channel, Subscription>,
+    keep_alive: Option<(KeepAlive, Instant)>,
+    delayed: Option<(Outgoing, Instant)>,
+    /// It fell behind what this node keeps, or its backend asked for its end at a gap.
+    over: Option<Over>,
+}
+
+/// Why a subscriber's session ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Over {
+    /// It fell behind what this node keeps of a channel.
+    Overrun,
+}
+
+#[derive(Debug)]
+struct Subscription {
+    filters: Filters,
+    on_gap: OnGap,
+    last_id: String,
+}
+
+impl Subscriber {
+    /// A client without a subscription.
+    pub fn new(member: Member, limits: Limits) -> Self {
+        Self {
+            member,
+            limits,
+            meta: Meta::default(),
+            subscriptions: BTreeMap::new(),
+            keep_alive: None,
+            delayed: None,
+            over: None,
+        }
+    }
+
+    /// Does what a control message says; what it has the client sent at once is appended to `out`.
+    pub fn control(&mut self, control: Control, now: Instant, out: &mut Vec<u8>) -> Effect {
+        match control {
+            Control::Subscribe(subscribe) => return self.subscribe(subscribe),
+            Control::Unsubscribe { channel } => {
+                if let Ok(channel) = Channel::new(&channel) {
+                    self.subscriptions.remove(&channel);
+                    self.member.unsubscribe(&channel);
+                }
+            }
+            Control::Detach => return Effect::Detach,
+            // Nothing asks for the id of a session.
+            Control::Session { .. } => {}
+            Control::SetMeta { name, value: Some(value) } => {
+                if self.meta.set(&name, &value, &self.limits).is_err() {
+                    return Effect::Ignored("the connection's metadata is full");
+                }
+            }
+            Control::SetMeta { name, value: None } => self.meta.remove(&name),
+            Control::KeepAlive(keep_alive) => self.keep_alive = keep_alive.map(|keep_alive| (keep_alive, now)),
+            Control::SendDelayed { message, timeout_secs } => {
+                self.flush_delayed(out);
+                self.delayed = Some((message, now + Duration::from_secs(timeout_secs.into())));
+            }
+            Control::FlushDelayed => self.flush_delayed(out),
+        }
+        Effect::None
+    }
+
+    fn subscribe(&mut self, subscribe: Subscribe) -> Effect {
+        let Subscribe { channel, filters, prev_id, recover, .. } = subscribe;
+        let Ok(channel) = Channel::new(&channel) else { return Effect::Ignored("the channel's name is too long") };
+        let is_new = !self.subscriptions.contains_key(&channel);
+        if is_new && self.subscriptions.len() >= self.limits.subscriptions {
+            return Effect::Ignored("the connection has as many subscriptions as it may");
+        }
+        let from = match prev_id.as_deref().map(|id| (id.parse::<Position>(), MessageId::new(id))) {
+            None => From::Now,
+            Some((Ok(position), _)) => From::Place(Place::After(position)),
+            Some((Err(_), Ok(id))) => From::Message(id),
+            Some((Err(_), Err(_))) => return Effect::Ignored("prev-id is too long"),
+        };
+        let limit = ReplayLimit {
+            max_entries: recover.max.unwrap_or(u64::MAX),
+            max_bytes: recover.max_bytes.unwrap_or(u64::MAX),
+        };
+        self.member.subscribe(&channel, from, limit);
+        let subscription = Subscription { filters, on_gap: recover.on_gap, last_id: prev_id.unwrap_or_default() };
+        self.subscriptions.insert(channel, subscription);
+        Effect::None
+    }
+
+    /// Appends what the client is to be sent, as far as it is there, until `out` has `most` bytes. Must be called between
+    /// messages of the backend only. Returns whether there is more.
+    pub fn poll_frames(&mut self, most: usize, now: Instant, out: &mut Vec<u8>, cx: &mut Context<'_>) -> bool {
+        let before = out.len();
+        if self.delayed.as_ref().is_some_and(|(_, at)| now >= *at) {
+            self.flush_delayed(out);
+        }
+        let more = loop {
+            if self.over.is_some() {
+                break false;
+            }
+            if out.len() >= most {
+                break true;
+            }
+            match self.member.poll_next(cx) {
+                Poll::Pending => break false,
+                Poll::Ready(notice) => self.take(notice, out),
+            }
+        };
+        if out.len() > before {
+            self.sent(now);
+        }
+        if let Some((keep_alive, since)) = &mut self.keep_alive
+            && now >= *since + Duration::from_secs(keep_alive.timeout_secs.into())
+        {
+            *since = now;
+            out.extend(frame(keep_alive.message.kind, &keep_alive.message.content));
+        }
+        more
+    }
+
+    /// The client was sent something.
+    pub fn sent(&mut self, now: Instant) {
+        if let Some((KeepAlive { mode: KeepAliveMode::Idle, .. }, since)) = &mut self.keep_alive {
+            *since = now;
+        }
+    }
+
+    fn take(&mut self, notice: Notice, out: &mut Vec<u8>) {
+        match notice {
+            Notice::Publication(publication) => self.publication(&publication, out),
+            Notice::Subscribed { channel, recovery: Recovery::Gap(_), .. } | Notice::Gap { channel, .. } => {
+                match self.subscriptions.get(&channel).map(|subscription| &subscription.on_gap) {
+                    Some(OnGap::Send(content)) => out.extend(frame(Kind::Text, content)),
+                    Some(OnGap::Close(code)) => out.extend(close_frame(Some(*code), "messages were missed")),
+                    Some(OnGap::Ignore | OnGap::Link(_)) | None => {}
+                }
+            }
+            Notice::Subscribed { .. } => {}
+            Notice::Overrun(_) => self.over = Some(Over::Overrun),
+        }
+    }
+
+    fn publication(&mut self, publication: &Publication, out: &mut Vec<u8>) {
+        // What is no item was stored by somebody else; it is nothing for a client.
+        let Some(rendered) = publication.rendered() else { return };
+        let Some(subscription) = self.subscriptions.get(&publication.channel) else { return };
+        match &rendered.message {
+            Message::Send { kind, content, frame: whole, content_filters } => {
+                let last_id = |channel: &str| {
+                    let channel = Channel::new(channel).ok()?;
+                    self.subscriptions.get(&channel).map(|subscription| subscription.last_id.as_str())
+                };
+                let context = filters::Context { subscriber: &self.meta, item: &rendered.meta, last_id: &last_id };
+                let filters = &subscription.filters;
+                if filters.accept(content_filters.as_deref()) && filters.pass(context) {
+                    match filters.render(content, context, &self.limits) {
+                        Ok(Cow::Borrowed(_)) => out.extend_from_slice(whole),
+                        Ok(Cow::Owned(content)) => out.extend(frame(*kind, &content)),
+                        // This subscriber does not get it, as GRIP has it.
+                        Err(_) => {}
+                    }
+                }
+            }
+            Message::Close(close) => out.extend_from_slice(close),
+            Message::Nothing => {}
+        }
+        if let Some(subscription) = self.subscriptions.get_mut(&publication.channel) {
+            subscription.last_id.clone_from(&rendered.id);
+        }
+    }
+
+    fn flush_delayed(&mut self, out: &mut Vec<u8>) {
+        if let Some((message, _)) = self.delayed.take() {
+            out.extend(frame(message.kind, &message.content));
+        }
+    }
+
+    /// When it has something to send though nothing comes.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        let keep_alive = self.keep_alive.as_ref();
+        let keep_alive =
+            keep_alive.map(|(keep_alive, since)| *since + Duration::from_secs(keep_alive.timeout_secs.into()));
+        [keep_alive, self.delayed.as_ref().map(|(_, at)| *at)].into_iter().flatten().min()
+    }
+
+    /// Why its session has to end, if it has.
+    pub fn over(&self) -> Option<Over> {
+        self.over
+    }
+
+    /// How much waits for it.
+    pub fn depth(&self) -> Depth {
+        self.member.depth()
+    }
+}

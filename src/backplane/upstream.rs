@@ -1,0 +1,483 @@
+//! The stream of a backend that speaks GRIP, as the tunnel sees it: what the backend has for the client, and what is
+//! published to the client's channels, as one stream of frames.
+//!
+//! Bytes of the backend are scanned where they are read. Control messages stay here, prefixes are taken off, what is for
+//! nobody is dropped; published messages go between the backend's. What the tunnel writes goes on to the backend as it
+//! is. When the backend detaches, this is the client's peer: it answers pings and the Close frame.
+//!
+//! An idle connection has no buffer here either: what was read is in a buffer of the thread, and only what the tunnel
+//! has no room for, or what is not whole, is kept.
+
+use std::cell::RefCell;
+use std::future::Future as _;
+use std::io;
+use std::os::fd::RawFd;
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker, ready};
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
+use tokio::time::Sleep;
+
+use super::subscriber::{Effect, Over, Subscriber};
+use crate::events::Event;
+use crate::grip::Limits;
+use crate::grip::control;
+use crate::grip::extension::OptIn;
+use crate::grip::filter::{Decision, Filter, without};
+use crate::policy::keepalive::TcpSnapshot;
+use crate::tunnel::{Verdict, Wire};
+use crate::ws::close::CloseCode;
+use crate::ws::header::{ControlFrame, DataHeader, FrameHeader, Opcode, Sender};
+use crate::ws::mask;
+use crate::ws::scan::{Scanner, Step};
+
+/// The most that one read takes of the backend.
+const READ_BYTES: usize = 16 << 10;
+
+/// How often the backend is read for one question of the tunnel, when what it sends is for nobody.
+const READS: usize = 8;
+
+/// How long a backend that has detached may take to hear of the end.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+thread_local! {
+    static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// What becomes of the frame in progress.
+#[derive(Clone, Copy, Debug)]
+enum Frame {
+    /// There is none.
+    None,
+    /// Its header was scanned, and more of its payload has to be seen first.
+    Undecided(FrameHeader),
+    /// It goes on, without so many bytes of its payload from here on.
+    Relayed {
+        skip: usize,
+    },
+    /// It is a control message, gathered without so many bytes of its payload from here on.
+    Control {
+        skip: usize,
+    },
+    Dropped,
+}
+
+/// The stream of a backend that has opted in.
+#[derive(Debug)]
+pub struct GripUpstream<S> {
+    /// `None` when the backend has detached.
+    io: Option<S>,
+    scanner: Scanner,
+    filter: Filter,
+    frame: Frame,
+    /// What was read and is not whole.
+    held: Vec<u8>,
+    /// The control message in progress.
+    control: Vec<u8>,
+    limits: Limits,
+    /// What the tunnel is to read.
+    out: Vec<u8>,
+    subscriber: Subscriber,
+    timer: Option<Pin<Box<Sleep>>>,
+    /// What the tunnel writes, as far as it has to be known.
+    peer: Peer,
+    /// The backend broke the protocol: the tunnel sees its bytes as they are, and says so.
+    broken: bool,
+    rule: String,
+}
+
+impl<S: Wire + 'static> GripUpstream<S> {
+    /// The stream `io`, behind the backend's 101 and `preread`, of which the tunnel must be given nothing. `rule` is for
+    /// the log.
+    pub fn new(io: S, preread: Vec<u8>, opt_in: OptIn, limits: Limits, subscriber: Subscriber, rule: String) -> Self {
+        let mut this = Self {
+            io: Some(io),
+            scanner: Scanner::new(Sender::Server, false),
+            filter: Filter::new(opt_in, &limits),
+            frame: Frame::None,
+            held: Vec::new(),
+            control: Vec::new(),
+            limits,
+            out: Vec::new(),
+            subscriber,
+            timer: None,
+            peer: Peer::default(),
+            broken: false,
+            rule,
+        };
+        this.scan(&preread, now());
+        this
+    }
+
+    /// Whether a message of ours may be sent now. RFC 6455 §5.4.
+    fn between_messages(&self) -> bool {
+        !self.broken && matches!(self.frame, Frame::None) && self.scanner.at_message_boundary()
+    }
+
+    /// Takes the frames in `input`, and keeps what is not whole.
+    fn scan(&mut self, input: &[u8], now: Instant) {
+        let mut at = 0;
+        while !self.broken {
+            let Some(rest) = input.get(at..) else { return };
+            if let Frame::Undecided(header) = self.frame {
+                match self.filter.decide(&header, rest) {
+                    Decision::NeedMore => break,
+                    decision => self.begin(&header, decision),
+                }
+                if header.payload_bytes == 0 {
+                    self.end_frame(now);
+                }
+                continue;
+            }
+            match self.scanner.next(rest) {
+                Err(_) => {
+                    // The tunnel reads the same, and knows what to say.
+                    self.broken = true;
+                    self.out.extend_from_slice(rest);
+                    return;
+                }
+                Ok(Step::NeedMore) => break,
+                Ok(Step::Header { header, len, .. }) => {
+                    at += len;
+                    self.frame = Frame::Undecided(header);
+                }
+                Ok(Step::Payload { len, ends_message, .. }) => {
+                    let payload = rest.get(..len).unwrap_or_default();
+                    self.payload(payload);
+                    at += len;
+                    if self.scanner.at_frame_boundary() || ends_message.is_some() {
+                        self.end_frame(now);
+                    }
+                }
+                Ok(Step::Control { header, header_len }) => {
+                    let len = header_len + usize::try_from(header.payload_bytes).unwrap_or(usize::MAX);
+                    self.out.extend_from_slice(rest.get(..len).unwrap_or_default());
+                    at += len;
+                    if header.opcode == Opcode::Close {
+                        // Nothing of ours goes behind it.
+                        self.broken = true;
+                        return;
+                    }
+                }
+            }
+            // A backend that detaches has said its last.
+            if self.io.is_none() {
+                return;
+            }
+        }
+        self.held.extend_from_slice(input.get(at..).unwrap_or_default());
+    }
+
+    fn begin(&mut self, header: &FrameHeader, decision: Decision) {
+        self.frame = match decision {
+            Decision::Relay { skip } => {
+                self.out.extend_from_slice(DataHeader::new(&without(header, skip)).as_bytes());
+                Frame::Relayed { skip }
+            }
+            Decision::Control { skip } => Frame::Control { skip },
+            Decision::Drop(why) => {
+                self.ignored(dropped(why));
+                Frame::Dropped
+            }
+            Decision::NeedMore => self.frame,
+        };
+    }
+
+    fn payload(&mut self, payload: &[u8]) {
+        let into = match &mut self.frame {
+            Frame::Relayed { skip } => Some((skip, &mut self.out)),
+            Frame::Control { skip } => Some((skip, &mut self.control)),
+            Frame::None | Frame::Undecided(_) | Frame::Dropped => None,
+        };
+        if let Some((skip, into)) = into {
+            let skipped = payload.len().min(*skip);
+            *skip -= skipped;
+            into.extend_from_slice(payload.get(skipped..).unwrap_or_default());
+        }
+    }
+
+    fn end_frame(&mut self, now: Instant) {
+        match std::mem::replace(&mut self.frame, Frame::None) {
+            Frame::Control { .. } => {
+                let json = std::mem::take(&mut self.control);
+                self.obey(&json, now);
+            }
+            Frame::Relayed { .. } => self.subscriber.sent(now),
+            Frame::None | Frame::Undecided(_) | Frame::Dropped => {}
+        }
+    }
+
+    fn obey(&mut self, json: &[u8], now: Instant) {
+        match control::parse(json, &self.limits) {
+            Ok(message) => match self.subscriber.control(message, now, &mut self.out) {
+                Effect::None => {}
+                Effect::Ignored(why) => self.ignored(why),
+                Effect::Detach => self.detach(),
+            },
+            Err(error) => {
+                self.ignored(&error.to_string());
+                if let Some(code) = error.close() {
+                    self.out.extend(super::rendered::close_frame(Some(code), "too many filters"));
+                    self.broken = true;
+                }
+            }
+        }
+    }
+
+    fn ignored(&self, why: &str) {
+        if crate::events::debug_enabled() {
+            Event::debug("grip_ignored").field("rule", &*self.rule).field("detail", why).emit();
+        }
+    }
+
+    /// Ends the backend's connection, in good order.
+    fn detach(&mut self) {
+        let Some(mut io) = self.io.take() else { return };
+        self.held = Vec::new();
+        if std::mem::replace(&mut self.peer.answers_itself, true) || !self.peer.scanner.at_frame_boundary() {
+            return;
+        }
+        tokio::spawn(async move {
+            let payload = CloseCode::NORMAL.0.to_be_bytes();
+            let close = ControlFrame::new(Opcode::Close, &payload, Some(rand::random()));
+            let said = async {
+                io.write_all(close.as_bytes()).await?;
+                io.shutdown().await
+            };
+            // A backend that does not take it is gone.
+            let _ = tokio::time::timeout(FAREWELL, said).await;
+        });
+    }
+
+    /// What the subscriber has for the client now.
+    fn poll_subscriber(&mut self, now: Instant, cx: &mut Context<'_>) -> bool {
+        let more = self.subscriber.poll_frames(READ_BYTES, now, &mut self.out, cx);
+        match self.subscriber.next_deadline() {
+            None => self.timer = None,
+            Some(at) => {
+                let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at.into())));
+                if timer.deadline() != at.into() {
+                    timer.as_mut().reset(at.into());
+                }
+                if timer.as_mut().poll(cx).is_ready() {
+                    cx.waker().wake_by_ref();
+                }
+            }
+        }
+        more
+    }
+
+    /// Reads the backend, until something of it is for the client. `true` at its end.
+    fn poll_backend(&mut self, now: Instant, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        for _ in 0..READS {
+            let Some(io) = &mut self.io else { return Poll::Pending };
+            let mut input = SCRATCH.take();
+            input.clear();
+            input.append(&mut self.held);
+            let from = input.len();
+            input.resize(from + READ_BYTES, 0);
+            let mut buffer = ReadBuf::new(input.get_mut(from..).unwrap_or_default());
+            let read = Pin::new(io).poll_read(cx, &mut buffer);
+            let len = buffer.filled().len();
+            if let Poll::Ready(Ok(())) = read
+                && len > 0
+            {
+                input.truncate(from + len);
+                if self.broken {
+                    self.out.extend_from_slice(&input);
+                } else {
+                    self.scan(&input, now);
+                }
+            } else {
+                self.held.extend_from_slice(input.get(..from).unwrap_or_default());
+            }
+            SCRATCH.set(input);
+            ready!(read)?;
+            if len == 0 {
+                return Poll::Ready(Ok(true));
+            }
+            if !self.out.is_empty() {
+                return Poll::Ready(Ok(false));
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// Gives the tunnel what it is to read, as far as it has room. Whether there was any.
+    fn give(&mut self, into: &mut ReadBuf<'_>) -> bool {
+        let len = self.out.len().min(into.remaining());
+        into.put_slice(self.out.get(..len).unwrap_or_default());
+        if len == self.out.len() {
+            self.out = Vec::new();
+        } else {
+            self.out.drain(..len);
+        }
+        len > 0
+    }
+}
+
+fn dropped(why: crate::grip::filter::Dropped) -> &'static str {
+    use crate::grip::filter::Dropped;
+    match why {
+        Dropped::NoPrefix => "a message without the prefix",
+        Dropped::FragmentedControl => "a control message in fragments",
+        Dropped::ControlTooLong => "a control message that is too long",
+    }
+}
+
+impl<S: Wire + 'static> AsyncRead for GripUpstream<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if this.give(into) {
+            return Poll::Ready(Ok(()));
+        }
+        let now = now();
+        let mut ended = false;
+        if this.out.is_empty() {
+            match this.poll_backend(now, cx) {
+                Poll::Ready(Ok(end)) => ended = end,
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => {}
+            }
+        }
+        let more = this.between_messages() && this.poll_subscriber(now, cx);
+        if this.io.is_none() {
+            this.out.append(&mut this.peer.answers);
+            this.peer.reader = this.out.is_empty().then(|| cx.waker().clone());
+        }
+        if this.give(into) || ended {
+            return Poll::Ready(Ok(()));
+        }
+        if more {
+            cx.waker().wake_by_ref();
+        }
+        Poll::Pending
+    }
+}
+
+impl<S: Wire + 'static> AsyncWrite for GripUpstream<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let this = &mut *self;
+        let len = match &mut this.io {
+            Some(io) => ready!(Pin::new(io).poll_write(cx, bytes))?,
+            None => bytes.len(),
+        };
+        this.peer.take(bytes.get(..len).unwrap_or_default())?;
+        Poll::Ready(Ok(len))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.io {
+            Some(io) => Pin::new(io).poll_flush(cx),
+            None => Poll::Ready(Ok(())),
+        }
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.io {
+            Some(io) => Pin::new(io).poll_shutdown(cx),
+            None => Poll::Ready(Ok(())),
+        }
+    }
+}
+
+impl<S: Wire + 'static> Wire for GripUpstream<S> {
+    fn tcp_snapshot(&mut self) -> Option<TcpSnapshot> {
+        self.io.as_mut().and_then(Wire::tcp_snapshot)
+    }
+
+    fn socket(&self) -> Option<RawFd> {
+        self.io.as_ref().and_then(Wire::socket)
+    }
+
+    fn break_off(&mut self) {
+        if let Some(io) = &mut self.io {
+            io.break_off();
+        }
+    }
+
+    fn verdict(&self) -> Option<Verdict> {
+        self.subscriber.over().map(|Over::Overrun| Verdict::Overrun)
+    }
+}
+
+/// Knows where the client's frames begin; and when the backend has detached it is the client's peer: it answers pings and
+/// the Close frame, and drops the rest.
+#[derive(Debug)]
+struct Peer {
+    scanner: Scanner,
+    /// The start of a header or of a control frame.
+    held: Vec<u8>,
+    answers_itself: bool,
+    answers: Vec<u8>,
+    reader: Option<Waker>,
+    over: bool,
+}
+
+impl Default for Peer {
+    fn default() -> Self {
+        let scanner = Scanner::new(Sender::Client, false);
+        Self { scanner, held: Vec::new(), answers_itself: false, answers: Vec::new(), reader: None, over: false }
+    }
+}
+
+impl Peer {
+    /// Takes what was written. The tunnel writes what it has scanned, so a fault here is none of a client's.
+    fn take(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let joined;
+        let input = if self.held.is_empty() {
+            bytes
+        } else {
+            self.held.extend_from_slice(bytes);
+            joined = std::mem::take(&mut self.held);
+            &joined
+        };
+        let mut at = 0;
+        while !self.over {
+            let rest = input.get(at..).unwrap_or_default();
+            match self.scanner.next(rest) {
+                Err(_) => return Err(io::ErrorKind::InvalidData.into()),
+                Ok(Step::NeedMore) => {
+                    self.held.extend_from_slice(rest);
+                    break;
+                }
+                Ok(Step::Header { len, .. } | Step::Payload { len, .. }) => at += len,
+                Ok(Step::Control { header, header_len }) => {
+                    let end = header_len + usize::try_from(header.payload_bytes).unwrap_or(usize::MAX);
+                    if self.answers_itself {
+                        self.answer(&header, rest.get(header_len..end).unwrap_or_default());
+                    }
+                    self.over = header.opcode == Opcode::Close;
+                    at += end;
+                }
+            }
+        }
+        if let Some(reader) = self.reader.take_if(|_| !self.answers.is_empty()) {
+            reader.wake();
+        }
+        Ok(())
+    }
+
+    fn answer(&mut self, header: &FrameHeader, payload: &[u8]) {
+        let opcode = match header.opcode {
+            Opcode::Ping => Opcode::Pong,
+            Opcode::Close => Opcode::Close,
+            _ => return,
+        };
+        let mut payload = payload.to_vec();
+        if let Some(key) = header.mask {
+            mask::apply(&mut payload, key, 0);
+        }
+        self.answers.extend_from_slice(ControlFrame::new(opcode, &payload, None).as_bytes());
+    }
+}
+
+/// Tokio's clock, so that a test can pass the time.
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
+
+#[cfg(test)]
+mod tests;
