@@ -232,7 +232,8 @@ pub enum Event {
     Up,
     /// It is not reachable.
     Down(EngineError),
-    /// Entries may not have been pushed; the sinks of these channels were told.
+    /// Entries of these channels were not pushed, or may not have been. The sink of one channel was told of it; if it is
+    /// all of them, what was missed is pushed when the engine is up again, or their sinks are told then.
     Disrupted(Scope),
     /// Another process answers for the logs than before.
     LineageChanged {

@@ -19,5 +19,6 @@ pub mod engine;
 pub mod memory;
 pub mod position;
 pub mod recover;
+pub mod redis;
 
 pub mod sink;

@@ -1,0 +1,52 @@
+-- Appends an item to a channel's log, once for each message id, and tells the subscribers.
+--
+-- KEYS: 1 the stream  2 the log's hash  3 the message's dedupe key. All carry one hash tag.
+-- ARGV: 1 payload  2 message id  3 this process's lineage  4 a fresh end for an epoch  5 most entries  6 most bytes
+--       7 most milliseconds of an entry  8 of a log without a publication  9 of a message id
+--       10 the channel to tell  11 the command to tell it with
+-- Gives: repeated (0 or 1), epoch, n, id.
+--
+-- The hash has the epoch (e), the number (n), the id (i) and the bytes up to (b) the newest entry. Bytes are counted from
+-- the log's birth and kept with each entry, so what is retained is a difference, and nothing goes astray when entries
+-- expire. Numbers are written by string.format, since Lua writes large ones with an exponent.
+-- The stream is appended to before the hash is written, so that a refusal leaves both as they were.
+local known = redis.call('GET', KEYS[3])
+if known then
+  local e, n, id = string.match(known, '^(%S+) (%S+) (%S+)$')
+  if e then return {1, e, n, id} end
+end
+local log = redis.call('HMGET', KEYS[2], 'e', 'n', 'b')
+local e, n, b = log[1], tonumber(log[2]), tonumber(log[3])
+if not (e and n and b) then
+  -- Without its hash a stream has no number to go on with.
+  redis.call('DEL', KEYS[1])
+  e, n, b = nil, 0, 0
+end
+if not e or string.sub(e, 1, #ARGV[3]) ~= ARGV[3] then
+  e = ARGV[3] .. ARGV[4]
+end
+local size = #ARGV[1] + #ARGV[2]
+local n_text = string.format('%.0f', n + 1)
+local b_text = string.format('%.0f', b + size)
+local id = redis.call('XADD', KEYS[1], '*', 'n', n_text, 'e', e, 'm', ARGV[2], 'b', b_text, 'd', ARGV[1])
+redis.call('HSET', KEYS[2], 'e', e, 'n', n_text, 'i', id, 'b', b_text)
+redis.call('XTRIM', KEYS[1], 'MAXLEN', '=', ARGV[5])
+local now = string.match(id, '^(%d+)')
+local oldest = tonumber(now) - tonumber(ARGV[7])
+if oldest > 0 then
+  redis.call('XTRIM', KEYS[1], 'MINID', '=', string.format('%.0f-0', oldest))
+end
+-- What the first retained entry has before it is not retained. The newest alone is within the limit.
+local kept = b + size - tonumber(ARGV[6])
+while kept > 0 do
+  local first = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1]
+  if not first or first[1] == id then break end
+  local fields = first[2]
+  if tonumber(fields[8]) - #fields[10] - #fields[6] >= kept then break end
+  redis.call('XDEL', KEYS[1], first[1])
+end
+redis.call('PEXPIRE', KEYS[1], ARGV[7])
+redis.call('PEXPIRE', KEYS[2], ARGV[8])
+redis.call('SET', KEYS[3], e .. ' ' .. n_text .. ' ' .. id, 'PX', ARGV[9])
+redis.call(ARGV[11], ARGV[10], e .. ' ' .. n_text .. ' ' .. id .. ' ' .. #ARGV[2] .. '\n' .. ARGV[2] .. ARGV[1])
+return {0, e, n_text, id}

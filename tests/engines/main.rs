@@ -1,0 +1,74 @@
+//! Every engine of the backplane, held to one contract, and Redis to what happens to it: real processes on free ports.
+
+mod contract;
+mod faults;
+mod reader;
+mod sentinel;
+mod server;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use sluicegate::backplane::engine::{Channel, Engine, Item, MessageId, PublishError, Published, ReadLimit, Retention};
+use sluicegate::backplane::position::{Position, Region};
+
+/// How long a test waits for what must happen. It is no measure of anything.
+pub const DEADLINE: Duration = Duration::from_secs(30);
+
+/// A whole log.
+pub const ALL: ReadLimit = ReadLimit { max_entries: 100_000, max_bytes: 1 << 30 };
+
+/// What a test asks of an engine.
+#[derive(Clone, Copy)]
+pub struct Wish {
+    /// What is kept.
+    pub retention: Retention,
+    /// How long ids are remembered.
+    pub dedupe_window: Duration,
+}
+
+impl Default for Wish {
+    fn default() -> Self {
+        Self { retention: Retention::default(), dedupe_window: Duration::from_secs(300) }
+    }
+}
+
+/// The region of all engines here.
+pub fn region() -> Region {
+    Region::new("eu").expect("a region")
+}
+
+/// A channel.
+pub fn channel(name: &str) -> Channel {
+    Channel::new(name).expect("a channel")
+}
+
+/// An item.
+pub fn item(id: &str, payload: impl Into<Bytes>) -> Item {
+    Item { id: MessageId::new(id).expect("an id"), payload: payload.into() }
+}
+
+/// Publishes an item whose payload is its id.
+pub async fn try_publish(engine: &Arc<dyn Engine>, name: &str, id: &str) -> Result<Published, PublishError> {
+    engine.publish(&channel(name), &item(id, id.to_owned())).await
+}
+
+/// The same, where it must succeed.
+pub async fn publish(engine: &Arc<dyn Engine>, name: &str, id: &str) -> Position {
+    try_publish(engine, name, id).await.expect("it is stored").position
+}
+
+/// Tries until there is an answer.
+pub async fn eventually<T>(what: &str, mut attempt: impl AsyncFnMut() -> Option<T>) -> T {
+    let tries = async {
+        loop {
+            if let Some(answer) = attempt().await {
+                return answer;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let answer = tokio::time::timeout(DEADLINE, tries).await;
+    answer.unwrap_or_else(|_| panic!("it did not happen: {what}"))
+}

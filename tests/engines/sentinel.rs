@@ -1,0 +1,45 @@
+//! A master that Sentinel replaces.
+
+use sluicegate::backplane::engine::Event;
+use sluicegate::backplane::recover::Recovery;
+use sluicegate::backplane::redis::Servers;
+use sluicegate::backplane::sink::SinkLimit;
+
+use super::Wish;
+use super::contract::connect;
+use super::faults::{insist, recovery};
+use super::reader::Reader;
+use super::server::Server;
+
+#[tokio::test]
+async fn a_fail_over_by_sentinel_goes_on_with_what_was_replicated() {
+    let mut master = Server::start(&[]);
+    let replica = Server::start(&["--replicaof", "127.0.0.1", &master.port.to_string()]);
+    replica.wait_for_info("master_link_status:up");
+    let sentinels: Vec<_> = (0..3).map(|_| Server::sentinel(master.port)).collect();
+    for sentinel in &sentinels {
+        let port = master.port;
+        sentinel.wait_for_info(&format!("master0:name=main,status=ok,address=127.0.0.1:{port},slaves=1,sentinels=3"));
+    }
+    let urls = sentinels.iter().map(Server::url).collect();
+    let engine = connect(Servers::Sentinel { urls, master: "main".to_owned() }, Wish::default()).await;
+    let mut events = engine.events();
+    let mut reader = Reader::subscribe(&engine, "a", SinkLimit::default()).await;
+    for nth in 1..=10 {
+        insist(&engine, "a", &format!("m{nth}")).await;
+    }
+    reader.until("m10").await;
+    let seen = reader.last.clone();
+    assert_eq!(master.command::<i64>(&["WAIT", "1", "20000"]), 1);
+    master.kill();
+    for nth in 11..=20 {
+        assert_eq!(insist(&engine, "a", &format!("m{nth}")).await.n, nth);
+    }
+    reader.until("m20").await;
+    let expected: Vec<_> = (1..=20).map(|nth| format!("m{nth}")).collect();
+    assert_eq!(reader.ids(), expected);
+    assert_eq!(reader.gaps, []);
+    assert_ne!(reader.last.epoch, seen.epoch);
+    assert_eq!(recovery(&engine, "a", &seen).await, Recovery::Replay { from: 11, to: 20 });
+    assert!(std::iter::from_fn(|| events.try_recv().ok()).any(|event| matches!(event, Event::LineageChanged { .. })));
+}
