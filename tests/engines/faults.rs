@@ -35,7 +35,15 @@ async fn wait_for(events: &mut Receiver<Event>, what: &str, wanted: impl Fn(&Eve
 
 /// Publishes until it succeeds. An item that may be stored is the same item again.
 pub async fn insist(engine: &Arc<dyn Engine>, name: &str, id: &str) -> Position {
-    eventually("it is stored", async || try_publish(engine, name, id).await.ok()).await.position
+    let tries = async {
+        loop {
+            match try_publish(engine, name, id).await {
+                Ok(published) => return published.position,
+                Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
+        }
+    };
+    tokio::time::timeout(DEADLINE, tries).await.unwrap_or_else(|_| panic!("{id} is not stored"))
 }
 
 pub async fn recovery(engine: &Arc<dyn Engine>, name: &str, place: &Position) -> Recovery {
@@ -371,4 +379,84 @@ async fn a_subscriber_that_the_server_cuts_off_for_its_backlog_loses_nothing() {
     reader.until("last").await;
     assert_eq!(reader.ids(), ["m1", "m2", "m3", "m4", "m5", "last"]);
     assert_eq!(reader.gaps, []);
+}
+
+#[tokio::test]
+async fn publishers_that_insist_through_restarts_are_stored_once_and_delivered_in_order() {
+    let mut server = Server::start(&["--appendonly", "yes", "--appendfsync", "always"]);
+    let subscriber = engine_of(&server).await;
+    let mut reader = Reader::subscribe(&subscriber, "a", SinkLimit { max_entries: 16, max_bytes: 1 << 20 }).await;
+    let mut publishers = Vec::new();
+    for publisher in 0..4 {
+        let engine = engine_of(&server).await;
+        publishers.push(tokio::spawn(async move {
+            let mut positions = Vec::new();
+            for nth in 0..60 {
+                let id = format!("{publisher}/{nth}");
+                positions.push((insist(&engine, "a", &id).await, id));
+            }
+            positions
+        }));
+    }
+    // Each time with some of them on their way.
+    for mark in [40, 90, 140] {
+        while reader.last.n < mark {
+            reader.step().await;
+        }
+        server.restart();
+    }
+    let mut acknowledged = Vec::new();
+    for publisher in publishers {
+        let positions = publisher.await.unwrap();
+        assert!(positions.is_sorted_by(|a, b| a.0.n < b.0.n), "a publisher's own order is kept");
+        acknowledged.extend(positions);
+    }
+    insist(&subscriber, "a", "last").await;
+    reader.until("last").await;
+    assert_eq!((reader.got.len(), reader.gaps.len()), (241, 0));
+    for (position, id) in acknowledged {
+        let n = usize::try_from(position.n).unwrap();
+        assert_eq!((&reader.got[n - 1].position, reader.got[n - 1].message.as_str()), (&position, id.as_str()));
+    }
+    let epochs: std::collections::BTreeSet<_> = reader.got.iter().map(|entry| &entry.position.epoch).collect();
+    assert!(epochs.len() > 1, "there was a restart between");
+}
+
+#[tokio::test]
+async fn an_entry_that_no_subscriber_was_told_of_is_read_with_the_next() {
+    let server = Server::start(&[]);
+    let engine = engine_of(&server).await;
+    let mut reader = Reader::subscribe(&engine, "a", SinkLimit::default()).await;
+    publish(&engine, "a", "m1").await;
+    reader.until("m1").await;
+    // Nobody but this test may say what its messages are: the publisher's user may not use Pub/Sub any more.
+    server.command::<String>(&[
+        "ACL",
+        "SETUSER",
+        "mute",
+        "on",
+        "nopass",
+        "~*",
+        "resetchannels",
+        "&sg:{p0}:hb:*",
+        "+@all",
+    ]);
+    let settings = Settings {
+        username: Some("mute".to_owned()),
+        password: Some(String::new()),
+        ..Settings::new(Servers::Standalone { url: server.url() })
+    };
+    let mute = RedisEngine::start(region(), settings);
+    eventually("it connects", async || mute.status().ok()).await;
+    let mute: Arc<dyn Engine> = Arc::new(mute);
+    for id in ["m2", "m3"] {
+        let error = try_publish(&mute, "a", id).await.unwrap_err();
+        assert!(matches!(error.reason, EngineError::Refused { .. }), "{error:?}");
+        assert_eq!(error.stored, Stored::Unknown, "the script had appended it");
+    }
+    let again = try_publish(&engine, "a", "m2").await.unwrap();
+    assert_eq!((again.position.n, again.repeated), (2, true));
+    publish(&engine, "a", "m4").await;
+    reader.until("m4").await;
+    assert_eq!((reader.ids(), reader.disruptions), (vec!["m1", "m2", "m3", "m4"], 0));
 }
