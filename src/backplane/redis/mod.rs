@@ -375,6 +375,11 @@ impl Shared {
                     *self.heard.lock() = Some((session, Instant::now()));
                     return;
                 }
+                // A connection may outlive its session for as long as an answer is waited for, and then speak for a
+                // process that is not asked any more.
+                if !self.session.lock().as_ref().is_ok_and(|current| current.number == session) {
+                    return;
+                }
                 let Some(channel) = keys::pushed(name) else { return };
                 let entry = wire::push(message.into(), &self.region);
                 let mut subscriptions = self.subscriptions.lock();

@@ -158,3 +158,19 @@ async fn watch(shared: &Arc<Shared>, session: &Session) -> EngineError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_try_waits_longer_up_to_the_limit_and_never_for_the_same_time() {
+        let max = Duration::from_secs(5);
+        for (failures, whole) in [(0, 100), (1, 100), (2, 200), (6, 3200), (7, 5000), (32, 5000), (u32::MAX, 5000)] {
+            let whole = Duration::from_millis(whole);
+            let waits: Vec<_> = (0..50).map(|_| backoff(failures, max)).collect();
+            assert!(waits.iter().all(|wait| (whole / 2..=whole).contains(wait)), "{failures}: {waits:?}");
+            assert!(waits.iter().any(|wait| wait != &waits[0]), "{failures}");
+        }
+    }
+}
