@@ -11,10 +11,12 @@ use tokio::sync::watch;
 
 use crate::admin::{self, AdminState, Operator, Readiness};
 use crate::config::{self, Config, Shutdown};
+use crate::edge::backplane::Backplane;
 use crate::edge::gateway::{Gateway, ListenerState};
 use crate::edge::listener::{self, Listener, SocketFile};
 use crate::edge::memory;
 use crate::edge::plain::PlainProxy;
+use crate::edge::publish;
 use crate::edge::service::Service;
 use crate::events::Event;
 use crate::metrics::Metrics;
@@ -69,7 +71,14 @@ impl App {
     pub async fn start(config: Config, fallback: AdminFallback) -> io::Result<Self> {
         let descriptors = sys::raise_descriptor_limit().unwrap_or(USUAL_DESCRIPTOR_LIMIT);
         let metrics = Metrics::new();
-        let gateway = Gateway::new(&config, &metrics, descriptors)
+        let publish = config.backplane.as_ref().and_then(|backplane| backplane.publish.clone());
+        let backplane = config
+            .backplane
+            .as_ref()
+            .map(|backplane| Backplane::start(backplane, &metrics))
+            .transpose()
+            .map_err(io::Error::other)?;
+        let gateway = Gateway::new(&config, &metrics, descriptors, backplane.clone())
             .map_err(|(upstream, problems)| unusable(&upstream)(problems))?;
         let gateway = Arc::new(gateway);
         let (stop, stopped) = watch::channel(false);
@@ -95,6 +104,10 @@ impl App {
         };
         let probes = match config.probes {
             Some(bind) => Some(listener::bind(bind).map_err(named("probes", &bind))?),
+            None => None,
+        };
+        let publish = match publish {
+            Some(publish) => Some((listener::bind(publish.bind).map_err(named("publish", &publish.bind))?, publish)),
             None => None,
         };
 
@@ -129,6 +142,10 @@ impl App {
         };
         let admin = serve_admin("admin", admin, Some(operator))?;
         serve_admin("probes", probes, None)?;
+        if let (Some((listener, config)), Some(backplane)) = (publish, backplane) {
+            announce("publish", &listener.local_addr()?.to_string());
+            tokio::spawn(publish::serve(listener, backplane, config, stopped.clone()));
+        }
         Event::new("started")
             .field("version", env!("CARGO_PKG_VERSION"))
             .field("descriptor_limit", descriptors)

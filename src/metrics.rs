@@ -4,6 +4,8 @@
 //! causes; never a path, an address, or anything else that a peer sent. A session resolves its handles once, through
 //! [`Metrics::rule`], and then only adds to atomics.
 
+mod backplane;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,6 +21,8 @@ use prometheus::{
 use crate::cause::{Cause, Refusal};
 use crate::events;
 use crate::ws::close::CloseCode;
+
+pub use backplane::BackplaneMetrics;
 
 /// The rule's name in metrics and logs before a rule is known.
 pub const NO_RULE: &str = "none";
@@ -176,6 +180,11 @@ impl Metrics {
     /// The gauge of connections to one endpoint.
     pub fn upstream_connections(&self, upstream: &str, endpoint: &str) -> IntGauge {
         self.upstream_connections.with_label_values(&[upstream, endpoint])
+    }
+
+    /// The handles of the backplane, whose engine serves this region. To be called once.
+    pub fn backplane(&self, region: &str) -> Arc<BackplaneMetrics> {
+        Arc::new(BackplaneMetrics::new(&self.registry, region))
     }
 
     /// Counts certificates, keys and CAs that changed: `kind` is listener or upstream, `name` whose they are.

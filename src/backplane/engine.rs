@@ -395,3 +395,44 @@ impl Entry {
         ms
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::recover::Why;
+    use super::*;
+
+    fn entry(n: u64) -> Entry {
+        let position = format!("eu.a.{n}.{n}-0").parse().unwrap();
+        Entry { position, message: MessageId::new("m").unwrap(), payload: Bytes::from(vec![0; 10]) }
+    }
+
+    fn slice(entries: &[u64], first: u64, top: u64) -> Slice {
+        let top = entry(top).position;
+        let log = Log { top: top.n, first, first_epoch: top.epoch.clone() };
+        Slice { entries: entries.iter().map(|n| entry(*n)).collect(), log, top, at: None }
+    }
+
+    #[test]
+    fn names_are_bounded_in_bytes() {
+        assert!(Channel::new(&"é".repeat(256)).is_ok());
+        let error = NameError { found_bytes: 513, limit_bytes: 512 };
+        assert_eq!(Channel::new(&("é".repeat(256) + "x")), Err(error));
+        assert_eq!(Channel::new(""), Err(NameError { found_bytes: 0, limit_bytes: 512 }));
+        assert!(MessageId::new(&"x".repeat(256)).is_ok());
+        assert_eq!(MessageId::new(&"x".repeat(257)), Err(NameError { found_bytes: 257, limit_bytes: 256 }));
+    }
+
+    #[test]
+    fn a_part_of_a_log_counts_what_it_lacks_as_over_the_limit() {
+        let limit = |max_bytes| ReplayLimit { max_entries: 100, max_bytes };
+        let whole = slice(&[1, 2, 3], 1, 3);
+        assert!(whole.is_complete());
+        assert_eq!(whole.recover(&Place::Start, limit(30)), Recovery::Replay { from: 1, to: 3 });
+        assert_eq!(whole.recover(&Place::Start, limit(29)), Recovery::Gap(Why::Limit));
+        for part in [slice(&[1, 2], 1, 3), slice(&[2, 3], 1, 3), slice(&[], 1, 3)] {
+            assert_eq!(part.recover(&Place::Start, limit(1 << 40)), Recovery::Gap(Why::Limit), "{part:?}");
+        }
+        assert!(!slice(&[1, 2], 1, 3).is_complete());
+        assert!(slice(&[], 4, 3).is_complete());
+    }
+}

@@ -87,6 +87,13 @@ pub enum PositionError {
     TooManyRegions,
 }
 
+impl Default for Region {
+    /// The region of a gateway whose configuration names none.
+    fn default() -> Self {
+        Self("local".into())
+    }
+}
+
 impl Region {
     /// The region of this name.
     ///

@@ -11,7 +11,9 @@ use super::build_rule::{self, Names, Place, merge_rule};
 
 use super::fault::{ConfigFault, Warning};
 use super::key_path::KeyPath;
-use super::model::{AccessLog, Admin, Balance, Bind, Config, HeadLimits, Limits, Listener, Rule, Shutdown, Upstream};
+use super::model::{
+    AccessLog, Admin, Backplane, Balance, Bind, Config, HeadLimits, Limits, Listener, Rule, Shutdown, Upstream,
+};
 use super::raw::{
     OrOff, RawAccessLog, RawAddressList, RawAdmin, RawBalance, RawClientAddress, RawHead, RawListener, RawMain,
     RawProbes, RawShutdown, RawUpstream,
@@ -19,7 +21,7 @@ use super::raw::{
 use super::raw_rule::RawRule;
 use super::units::{Count, Size, Span};
 use super::yaml::Source;
-use super::{build_tls, effective, files, ranges, warnings};
+use super::{build_backplane, build_tls, effective, files, ranges, warnings};
 use crate::policy::client_address::{Source as AddressSource, TrustedProxies};
 use crate::policy::memory_limit;
 use crate::policy::route::{parse_authority, parse_hosts};
@@ -68,6 +70,8 @@ pub fn build(main: &Source, rule_files: &[Source], faults: &mut Vec<ConfigFault>
     let upstreams = upstreams(&raw.upstreams, &mut report);
     let admin = admin(raw.admin.as_ref(), &mut report);
     let probes = raw.probes.as_ref().and_then(OrOff::on).and_then(|raw| probes(raw, &mut report));
+    let backplane_base = root.key("backplane");
+    let backplane = raw.backplane.as_ref().map(|raw| build_backplane::build(raw, &backplane_base, &mut report));
     binds_once(&listeners, admin.as_ref(), probes, &mut report);
     let trusted_proxies = TrustedProxies::new(&raw.trusted_proxies);
     let trusted_proxies = trusted_proxies.unwrap_or_else(|list| {
@@ -100,11 +104,26 @@ pub fn build(main: &Source, rule_files: &[Source], faults: &mut Vec<ConfigFault>
         Some(RawAccessLog::Errors) => AccessLog::Errors,
         Some(RawAccessLog::Off) => AccessLog::Off,
     };
+    let backplane = match backplane {
+        Some(backplane) => Some(backplane?),
+        None => placed.iter().any(|(rule, ..)| rule.backplane).then(Backplane::default),
+    };
     let effective = effective::build(main, &placed);
     let places: Vec<(&Source, KeyPath)> = placed.iter().map(|(_, source, path)| (*source, path.clone())).collect();
     let rules = placed.into_iter().map(|(rule, ..)| rule).collect();
-    let config =
-        Config { listeners, admin, probes, trusted_proxies, limits, upstreams, rules, shutdown, access_log, effective };
+    let config = Config {
+        listeners,
+        admin,
+        probes,
+        trusted_proxies,
+        limits,
+        upstreams,
+        rules,
+        backplane,
+        shutdown,
+        access_log,
+        effective,
+    };
     let warnings = warnings::all(&config, main, &places);
     Some((config, warnings))
 }
@@ -222,7 +241,7 @@ fn mode(text: &str) -> Option<u32> {
     u32::from_str_radix(text, 8).ok().filter(|mode| is_octal && *mode <= 0o777)
 }
 
-fn address(key: &str, text: &str, report: &mut Report<'_>, base: &KeyPath) -> Option<SocketAddr> {
+pub(super) fn address(key: &str, text: &str, report: &mut Report<'_>, base: &KeyPath) -> Option<SocketAddr> {
     let address = text.parse().ok();
     if address.is_none() {
         let allowed = "an IP address and port, such as \"127.0.0.1:8080\", \"0.0.0.0:8080\" or \"[::1]:8080\"";
@@ -309,7 +328,7 @@ fn admin(raw: Option<&OrOff<RawAdmin>>, report: &mut Report<'_>) -> Option<Admin
     Some(Admin { bind, token })
 }
 
-fn token(file: &str, report: &mut Report<'_>, base: &KeyPath) -> Option<Token> {
+pub(super) fn token(file: &str, report: &mut Report<'_>, base: &KeyPath) -> Option<Token> {
     let text = files::read_secret(report.source, file)
         .and_then(|secret| String::from_utf8(secret).map_err(|_| "it is not text".to_owned()));
     let fault = match text.map(|text| Token::new(&text)) {

@@ -10,6 +10,7 @@ use super::key_path::{KeyPath, shown};
 use super::model::{Action, CompressionMode, PerIp, Rule, WebSocketMode};
 use super::ranges;
 use super::raw::OrOff;
+use super::raw_backplane::RawRuleBackplane;
 use super::raw_rule::{
     RawAllow, RawCompression, RawConnections, RawControlRate, RawEnforcement, RawHandshakeRate, RawKeepalive, RawMatch,
     RawMessage, RawMessageRate, RawMissing, RawOrigin, RawRule, RawSide, RawSlowClient, RawSwitch, RawWebSocket,
@@ -17,6 +18,7 @@ use super::raw_rule::{
 use super::shape::likely;
 use super::units::{ByteRate, Count, Rate, Size, Span};
 use super::yaml::Source;
+use crate::backplane::hub::InboxLimit;
 use crate::policy::headers::Of;
 use crate::policy::origin::{Allow, OriginPolicy};
 use crate::policy::route::{MatchSpec, Matcher, PathSpec};
@@ -154,6 +156,12 @@ pub fn build(raw: RawRule, place: &Place<'_>, names: Names<'_>, faults: &mut Vec
     found.extend(spans.into_iter().flatten().map(|fault| ("", fault)));
     let message = message(raw.message, &mut found);
     let keepalive = whole(raw.keepalive).map(|raw| keepalive(&raw, &mut found));
+    let backplane = matches!(raw.backplane, Some(RawRuleBackplane::Grip));
+    if backplane && matches!(raw.compression, Some(RawCompression::Passthrough)) {
+        let allowed = "terminate or refuse, since a rule with a backplane reads what the backend sends";
+        found.push(("", Fault::new("compression", "passthrough", allowed)));
+    }
+    let queue = queue(raw.slow_client.as_ref().and_then(OrOff::on), &mut found);
     let slow_client = whole(raw.slow_client).map(|raw| slow_client(&raw, &mut found));
     faults.extend(found.into_iter().map(|(policy, fault)| {
         let fault = place.fault(policy, fault);
@@ -184,6 +192,7 @@ pub fn build(raw: RawRule, place: &Place<'_>, names: Names<'_>, faults: &mut Vec
         connections_total,
         message,
         compression: match raw.compression {
+            None if backplane => CompressionMode::Terminate,
             None | Some(RawCompression::Passthrough) => CompressionMode::Passthrough,
             Some(RawCompression::Terminate) => CompressionMode::Terminate,
             Some(RawCompression::Refuse) => CompressionMode::Refuse,
@@ -192,6 +201,8 @@ pub fn build(raw: RawRule, place: &Place<'_>, names: Names<'_>, faults: &mut Vec
         idle_timeout,
         slow_client,
         close_timeout,
+        backplane,
+        queue,
     })
 }
 
@@ -364,6 +375,19 @@ fn keepalive(raw: &RawKeepalive, found: &mut Found) -> keepalive::Settings {
     };
     found.extend(settings.faults().into_iter().map(|fault| ("keepalive", fault)));
     settings
+}
+
+fn queue(raw: Option<&RawSlowClient>, found: &mut Found) -> InboxLimit {
+    let defaults = InboxLimit::default();
+    let Some(raw) = raw else { return defaults };
+    let max_messages = raw.max_queue_messages.unwrap_or(Count(defaults.max_messages as u64));
+    let max_bytes = raw.max_queue_bytes.unwrap_or(Size(defaults.max_bytes as u64)).0;
+    let faults = [
+        range::count("max_queue_messages", max_messages.0, &ranges::QUEUE_MESSAGES),
+        range::size("max_queue_bytes", max_bytes, &ranges::QUEUE_BYTES),
+    ];
+    found.extend(faults.into_iter().flatten().map(|fault| ("slow_client", fault)));
+    InboxLimit { max_messages: ranges::to_usize(max_messages), max_bytes: ranges::to_usize(Count(max_bytes)) }
 }
 
 fn slow_client(raw: &RawSlowClient, found: &mut Found) -> slow_client::Settings {

@@ -57,7 +57,7 @@ pub fn build(main: &Source, rules: &[PlacedRule<'_>]) -> Effective {
     }
     whole.insert("listeners".to_owned(), listeners);
     whole.insert("admin".to_owned(), admin(main));
-    for key in ["probes", "limits"] {
+    for key in ["probes", "limits", "backplane"] {
         whole.extend(tree.get(key).map(|value| (key.to_owned(), value.clone())));
     }
     whole.insert("trusted_proxies".to_owned(), tree.get("trusted_proxies").cloned().unwrap_or_else(|| json!([])));

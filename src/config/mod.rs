@@ -5,6 +5,7 @@
 //! defaults). So every fault of every file is told at once.
 
 mod build;
+mod build_backplane;
 mod build_proxy;
 mod build_rule;
 mod build_tls;
@@ -15,6 +16,7 @@ mod key_path;
 pub mod model;
 mod ranges;
 mod raw;
+mod raw_backplane;
 mod raw_proxy;
 mod raw_rule;
 mod raw_tls;
@@ -35,8 +37,9 @@ pub use build::{DEFAULT_ADMIN, check_endpoint};
 pub use effective::Effective;
 pub use fault::{ConfigFault, Warning};
 pub use model::{
-    AccessLog, Action, Admin, Balance, Bind, CompressionMode, Config, HeadLimits, HttpLimits, Limits, Listener, PerIp,
-    Respond, Rule, Shutdown, Sticky, Upstream, UpstreamTls, WebSocketMode,
+    AccessLog, Action, Admin, Backplane, Balance, Bind, CompressionMode, Config, EngineKind, GripSignature, HeadLimits,
+    HttpLimits, Limits, Listener, PerIp, Publish, Respond, Rule, Shutdown, Sticky, Upstream, UpstreamTls,
+    WebSocketMode,
 };
 pub use shape::schema;
 pub use simple::{AdminBind, simple};

@@ -5,11 +5,16 @@
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 
 use super::effective::Effective;
+use crate::backplane::engine::{DEDUPE_WINDOW, Retention};
+use crate::backplane::hub::InboxLimit;
+use crate::backplane::position::Region;
+use crate::grip::signature::{SigningKey, VerifyingKey};
 use crate::policy::client_address::{Source, TrustedProxies};
 use crate::policy::clients::Clients;
 use crate::policy::headers::HeaderEdits;
@@ -40,6 +45,8 @@ pub struct Config {
     pub upstreams: Vec<Upstream>,
     /// In the order in which they are tried; at least one, names are unique.
     pub rules: Vec<Rule>,
+    /// Fan-out; `None` where no rule and nobody has it.
+    pub backplane: Option<Backplane>,
     /// How the process ends.
     pub shutdown: Shutdown,
     /// Which plain HTTP requests get a log line.
@@ -212,6 +219,85 @@ pub struct Rule {
     pub slow_client: Option<slow_client::Settings>,
     /// How long the closing handshake may take.
     pub close_timeout: Duration,
+    /// Whether the backend may subscribe the rule's clients to channels.
+    pub backplane: bool,
+    /// How much of what is published waits for a client.
+    pub queue: InboxLimit,
+}
+
+/// Fan-out.
+#[derive(Clone, Debug)]
+pub struct Backplane {
+    /// The region that the engine serves.
+    pub region: Region,
+    /// Where publications are kept.
+    pub engine: EngineKind,
+    /// How much is kept of each channel.
+    pub retention: Retention,
+    /// How long a publication's id is known.
+    pub dedupe_window: Duration,
+    /// Where publishers publish; `None` is nowhere.
+    pub publish: Option<Publish>,
+    /// How backends know the gateway; `None` is not at all.
+    pub signature: Option<GripSignature>,
+}
+
+impl Default for Backplane {
+    fn default() -> Self {
+        Self {
+            region: Region::default(),
+            engine: EngineKind::Memory,
+            retention: Retention::default(),
+            dedupe_window: DEDUPE_WINDOW,
+            publish: None,
+            signature: None,
+        }
+    }
+}
+
+/// Where publications are kept.
+#[derive(Clone)]
+pub enum EngineKind {
+    /// In this process.
+    Memory,
+    /// In Redis.
+    Redis {
+        /// `redis://HOST:PORT` or `rediss://HOST:PORT`.
+        url: String,
+        /// The user.
+        username: Option<String>,
+        /// The password.
+        password: Option<String>,
+    },
+}
+
+impl fmt::Debug for EngineKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Memory => f.write_str("Memory"),
+            Self::Redis { url, .. } => write!(f, "Redis({url})"),
+        }
+    }
+}
+
+/// Where publishers publish.
+#[derive(Clone, Debug)]
+pub struct Publish {
+    /// The address.
+    pub bind: SocketAddr,
+    /// What publishers bear.
+    pub token: Option<Token>,
+    /// The key of the JSON Web Tokens that they bear.
+    pub jwt: Option<Arc<VerifyingKey>>,
+}
+
+/// How backends know the gateway.
+#[derive(Clone, Debug)]
+pub struct GripSignature {
+    /// What `Grip-Sig` is signed with.
+    pub key: Arc<SigningKey>,
+    /// Its `iss`.
+    pub issuer: String,
 }
 
 /// Who negotiates permessage-deflate with whom.

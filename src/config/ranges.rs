@@ -20,6 +20,12 @@ pub const IDLE_TIMEOUT: RangeInclusive<Duration> = millis(100, 30 * 24 * HOUR);
 pub const RESPONSE_TIMEOUT: RangeInclusive<Duration> = millis(100, HOUR);
 pub const HTTP_IDLE_TIMEOUT: RangeInclusive<Duration> = millis(100, 24 * HOUR);
 pub const RESPOND_STATUS: RangeInclusive<u64> = 200..=599;
+pub const DEDUPE_WINDOW: RangeInclusive<Duration> = millis(1000, 24 * HOUR);
+pub const HISTORY_MESSAGES: RangeInclusive<u64> = 1..=100_000;
+pub const HISTORY_AGE: RangeInclusive<Duration> = millis(1000, 24 * HOUR);
+pub const HISTORY_BYTES: RangeInclusive<u64> = 1024..=1 << 30;
+pub const QUEUE_MESSAGES: RangeInclusive<u64> = 1..=100_000;
+pub const QUEUE_BYTES: RangeInclusive<u64> = 1024..=1 << 30;
 pub const SHUTDOWN_DELAY: RangeInclusive<Duration> = millis(0, HOUR);
 pub const SHUTDOWN_DRAIN: RangeInclusive<Duration> = millis(0, 24 * HOUR);
 

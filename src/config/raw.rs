@@ -9,6 +9,7 @@ use std::borrow::Cow;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::Deserialize;
 
+use super::raw_backplane::RawBackplane;
 use super::raw_rule::RawRule;
 use super::raw_tls::{RawListenerTls, RawUpstreamTls};
 use super::units::{Count, Size, Span};
@@ -42,6 +43,8 @@ pub struct RawMain {
     /// rule has the default of its key.
     #[schemars(schema_with = "defaults_schema")]
     pub defaults: Option<RawRule>,
+    /// Fan-out to the clients of rules with `backplane`. Default: the memory engine, when a rule has it.
+    pub backplane: Option<RawBackplane>,
     /// Files with more rules: paths and patterns such as `rules/*.yaml`, relative to this file. Their rules come after
     /// those below, in the order of the files' names. Default: none. A pattern that no file matches is a fault.
     pub rule_files: Vec<String>,

@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::raw::OrOff;
+use super::raw_backplane::RawRuleBackplane;
 use super::raw_proxy::{RawClients, RawHeaders, RawHttp, RawRedirect, RawRespond, RawRewrite, RawSticky};
 use super::units::{ByteRate, Count, Rate, Size, Span};
 
@@ -50,6 +51,9 @@ pub struct RawRule {
     /// Compression, permessage-deflate. Default `passthrough`: client and backend negotiate it, and what a client sends
     /// is inflated and checked. `terminate`: with the client only; the backend sees plain messages. `refuse`: none.
     pub compression: Option<RawCompression>,
+    /// Who subscribes the rule's clients to channels. Default `off`. `grip`: the backend, over its WebSocket; then
+    /// compression is with the client only.
+    pub backplane: Option<RawRuleBackplane>,
     /// When a side is pinged and given up. Default: the defaults of its keys. `off` lets the hops in front close idle
     /// sessions and keeps dead ones for ever.
     pub keepalive: Option<OrOff<RawKeepalive>>,
@@ -288,4 +292,9 @@ pub struct RawSlowClient {
     /// And less than this was taken meanwhile. Default 1KiB/s, 1B/s to 1024GiB/s. High cuts honest clients on bad
     /// links.
     pub min_rate: Option<ByteRate>,
+    /// How many publications wait for a client of a rule with `backplane`. Default 1024, 1 to 100000. What is more waits
+    /// in the channel's history, and a client that falls behind that is closed with 1013.
+    pub max_queue_messages: Option<Count>,
+    /// Their bytes. Default 1MiB, 1KiB to 1GiB.
+    pub max_queue_bytes: Option<Size>,
 }

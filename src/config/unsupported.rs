@@ -7,17 +7,17 @@ use super::key_path::{KeyPath, Step, shown};
 use super::yaml::Source;
 
 /// Keys by the place of the mapping that they stand in. `[]` is any index; `defaults` has those of a rule.
-const KEYS: [(&str, &[&str]); 5] = [
-    ("", &["backplane", "upgrade_socket"]),
+const KEYS: [(&str, &[&str]); 4] = [
+    ("", &["upgrade_socket"]),
+    ("backplane", &["regions", "publish_failover", "channels", "ingest", "required_for_readiness"]),
     ("probes", &["prestop_token_file"]),
     ("upstreams[]", &["health_check", "slow_start", "admission"]),
-    ("rules[]", &["backplane"]),
-    ("rules[].slow_client", &["max_queue_bytes", "max_queue_messages"]),
 ];
 
 /// Values by the place of the key: the word itself, or what it begins with when that ends in a colon; and what may be
 /// written instead.
-const VALUES: [(&str, &[&str], &str); 2] = [
+const VALUES: [(&str, &[&str], &str); 3] = [
+    ("rules[].backplane", &["grip_http"], "off or grip"),
     ("admin.bind", &["unix:"], "an address and port such as \"127.0.0.1:9901\""),
     ("probes.bind", &["unix:"], "an address and port such as \"127.0.0.1:9902\""),
 ];

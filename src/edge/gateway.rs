@@ -7,8 +7,10 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
+use super::backplane::Backplane;
 use super::record::{Record, SessionRecord};
 use super::upstreams::{self, Upstream, UpstreamTls};
+use crate::backplane::hub::InboxLimit;
 use crate::cause::Refusal;
 use crate::config::{self, AccessLog, CompressionMode, Config, HttpLimits, PerIp, Respond, Sticky, WebSocketMode};
 use crate::metrics::{Metrics, NO_RULE, RuleMetrics};
@@ -37,6 +39,8 @@ pub struct Gateway {
     pub rules: Vec<Arc<Rule>>,
     /// The upstreams of the configuration.
     pub upstreams: Vec<Arc<Upstream>>,
+    /// Fan-out, where the configuration has it.
+    pub backplane: Option<Arc<Backplane>>,
     /// Peers that are believed when they name a client.
     pub trusted_proxies: TrustedProxies,
     /// The metrics of requests for which no rule is known.
@@ -87,6 +91,8 @@ pub struct Rule {
     pub upstream_timeout: Duration,
     connections: Arc<ConnectionLimit>,
     connections_written: bool,
+    /// Fan-out, where the backend may subscribe the rule's clients, and how much waits for one of them.
+    pub backplane: Option<(Arc<Backplane>, InboxLimit)>,
     /// What its tunnels enforce.
     pub tunnel: Arc<Settings>,
     /// What it counts.
@@ -120,7 +126,12 @@ impl Gateway {
     ///
     /// # Errors
     /// Files of an upstream's TLS that cannot be used, with its name.
-    pub fn new(config: &Config, metrics: &Metrics, descriptor_limit: u64) -> Result<Self, (String, Vec<Problem>)> {
+    pub fn new(
+        config: &Config,
+        metrics: &Metrics,
+        descriptor_limit: u64,
+        backplane: Option<Arc<Backplane>>,
+    ) -> Result<Self, (String, Vec<Problem>)> {
         let upstreams: Vec<_> = config
             .upstreams
             .iter()
@@ -137,13 +148,15 @@ impl Gateway {
                 Ok(Arc::new(Upstream::new(&upstream.name, endpoints, balance, timeout, tls, metrics)))
             })
             .collect::<Result<_, _>>()?;
-        let rules = config.rules.iter().map(|rule| Arc::new(Rule::new(rule, &upstreams, metrics))).collect();
+        let rule = |rule| Arc::new(Rule::new(rule, &upstreams, metrics, backplane.as_ref()));
+        let rules = config.rules.iter().map(rule).collect();
         let descriptors = descriptor_limit.saturating_sub(RESERVED_DESCRIPTORS).max(16);
         let descriptors = usize::try_from(descriptors).unwrap_or(usize::MAX);
         let session_limit = config.limits.connections.unwrap_or(usize::MAX).min(descriptors / 2);
         Ok(Self {
             rules,
             upstreams,
+            backplane,
             session_limit,
             trusted_proxies: config.trusted_proxies.clone(),
             no_rule: metrics.rule(NO_RULE),
@@ -218,7 +231,12 @@ impl Gateway {
 const ANYBODY: IpAddr = IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED);
 
 impl Rule {
-    fn new(rule: &config::Rule, upstreams: &[Arc<Upstream>], metrics: &Metrics) -> Self {
+    fn new(
+        rule: &config::Rule,
+        upstreams: &[Arc<Upstream>],
+        metrics: &Metrics,
+        backplane: Option<&Arc<Backplane>>,
+    ) -> Self {
         let handshakes = rule
             .handshake_per_ip
             .map(|per_ip| PerIp { limit: HandshakeLimit::new(per_ip.limit, Instant::now()), written: per_ip.written });
@@ -245,6 +263,7 @@ impl Rule {
             upstream_timeout: rule.upstream_timeout,
             connections: Arc::new(ConnectionLimit::new(per_ip.map(|per_ip| per_ip.limit), rule.connections_total)),
             connections_written: per_ip.is_some_and(|per_ip| per_ip.written),
+            backplane: backplane.filter(|_| rule.backplane).map(|backplane| (backplane.clone(), rule.queue)),
             tunnel: Arc::new(Settings {
                 message: rule.message.clone(),
                 keepalive: rule.keepalive.clone(),

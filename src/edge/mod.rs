@@ -5,6 +5,7 @@
 //! first, and each of its streams then as such a request.
 
 pub mod answer;
+pub mod backplane;
 pub mod body;
 pub mod client;
 pub mod fixed;
@@ -17,6 +18,7 @@ pub mod listener;
 pub mod memory;
 pub mod plain;
 pub mod proxy_protocol;
+pub mod publish;
 pub mod record;
 pub mod request;
 pub mod routed;

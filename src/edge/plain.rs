@@ -23,6 +23,7 @@ use pingora::{Error, ErrorSource, ErrorType};
 use tokio::sync::watch;
 
 use super::answer;
+use super::backplane;
 use super::body::BodyEnd;
 use super::forwarding;
 use super::head::{Head, Protocol};
@@ -359,6 +360,9 @@ impl ProxyHttp for Hooks {
         if let Some(plain) = ctx {
             let Routed { request, rule, .. } = &plain.routed;
             forwarding::tell_client(upstream, request, &plain.source);
+            if rule.backplane.is_some() {
+                backplane::strip(upstream);
+            }
             forwarding::apply(&rule.request_headers, upstream);
             forwarding::rewrite(rule.rewrite.as_ref(), upstream)?;
         }

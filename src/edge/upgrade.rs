@@ -16,6 +16,7 @@ use pingora::protocols::http::v1::client::HttpSession;
 use tokio::time::error::Elapsed;
 use tokio::time::timeout;
 
+use super::backplane;
 use super::client::Client;
 use super::forwarding;
 use super::gateway::{Gateway, ListenerState, Rule};
@@ -28,6 +29,7 @@ use super::stream::PrereadStream;
 use super::upstreams::{ConnectError, Lease, Upstream};
 use crate::cause::Refusal;
 use crate::config::{CompressionMode, WebSocketMode};
+use crate::grip::extension::{self as grip, OptIn};
 use crate::metrics::SessionMark;
 use crate::policy::connection_limit::{Denied, Enforce, Guard};
 use crate::policy::origin::Site;
@@ -113,11 +115,9 @@ pub async fn serve<C: Client>(
         record.refused(&refusal, relayed.err().map(BrokenOff::detail));
         return client.end().await;
     }
-    let accepted = match verify(&asked) {
+    let Accepted { compression: accepted, grip } = match verify(&asked, &rule) {
         Ok(accepted) => accepted,
-        Err(error) => {
-            return refuse_because(client, Refusal::UpstreamInvalidUpgrade, Some(&error.to_string())).await;
-        }
+        Err(error) => return refuse_because(client, Refusal::UpstreamInvalidUpgrade, Some(&error)).await,
     };
     forwarding::apply(&rule.response_headers, &mut *asked.answer);
     let compression = compress(&rule, &offers, accepted, &mut asked.answer);
@@ -153,22 +153,30 @@ pub async fn serve<C: Client>(
         // The drain began behind the check above, and may not have seen this session.
         entry.live.control.give(Order::Drain);
     }
-    let session = Session::new(Opening {
+    let control = entry.live.control.clone();
+    let endpoint_answers = asked.lease.endpoint().answers_pings().clone();
+    let held = Held { _places: places, _lease: asked.lease, entry, _mark: rule.metrics.session() };
+    let (settings, metrics) = (rule.tunnel.clone(), rule.metrics.clone());
+    let opening = Opening {
         client: wire,
         upstream,
         upstream_preread: preread,
         compression,
-        settings: rule.tunnel.clone(),
-        metrics: rule.metrics.clone(),
-        control: entry.live.control.clone(),
-        endpoint_answers: asked.lease.endpoint().answers_pings().clone(),
-    });
-    let held = Held { _places: places, _lease: asked.lease, entry, _mark: rule.metrics.session() };
-    tokio::spawn(run(session, held, gateway.clone(), returning));
+        settings,
+        metrics,
+        control,
+        endpoint_answers,
+    };
+    if let (Some((backplane, queue)), Some(opt_in)) = (&rule.backplane, grip) {
+        let opening = opening.map_upstream(|io, preread| backplane.upstream(io, preread, opt_in, *queue, &rule.name));
+        tokio::spawn(run(Session::new(opening), held, gateway.clone(), returning));
+    } else {
+        tokio::spawn(run(Session::new(opening), held, gateway.clone(), returning));
+    }
 }
 
 /// A session from its 101 to its log line.
-async fn run<W: Wire>(session: Session<W, Socket>, held: Held, gateway: Arc<Gateway>, client: reconnects::Client) {
+async fn run<W: Wire, U: Wire>(session: Session<W, U>, held: Held, gateway: Arc<Gateway>, client: reconnects::Client) {
     let outcome = session.await;
     gateway.reconnects.ended(&client, Instant::now());
     held.entry.live.metrics.closed(&outcome.cause);
@@ -372,6 +380,10 @@ fn upstream_request(
         let offers = extensions::write_offers(offers);
         upstream.insert_header(EXTENSIONS, offers).map_err(malformed)?;
     }
+    if let Some((backplane, _)) = &rule.backplane {
+        backplane::strip(&mut upstream);
+        backplane.offer(&mut upstream)?;
+    }
     forwarding::tell_client(&mut upstream, request, &listener.config.client_address);
     forwarding::apply(&rule.request_headers, &mut upstream);
     forwarding::rewrite(rule.rewrite.as_ref(), &mut upstream).map_err(|_| Refusal::BadPath)?;
@@ -385,11 +397,28 @@ fn upstream_request(
     Ok(upstream)
 }
 
-/// Whether the upstream's 101 is one, and the permessage-deflate that it has accepted.
-fn verify(asked: &Asked) -> Result<Option<Parameters>, handshake::AnswerError> {
+/// What an upstream has accepted.
+struct Accepted {
+    /// permessage-deflate.
+    compression: Option<Parameters>,
+    /// GRIP.
+    grip: Option<OptIn>,
+}
+
+/// Whether the upstream's 101 is one, and what it has accepted.
+fn verify(asked: &Asked, rule: &Rule) -> Result<Accepted, String> {
     let key = asked.sent.headers.get(header::SEC_WEBSOCKET_KEY).map(|key| key.as_bytes());
-    handshake::check_answer(key.unwrap_or_default(), &asked.sent.headers, &asked.answer.headers)?;
-    Ok(extensions::answer(&asked.offers, &asked.answer.headers)?)
+    let checked = handshake::check_answer(key.unwrap_or_default(), &asked.sent.headers, &asked.answer.headers);
+    checked.map_err(|error| error.to_string())?;
+    if rule.backplane.is_some() {
+        return match grip::answer(&asked.answer.headers) {
+            Ok(Some(OptIn::NoPrefix)) => Err("grip with an empty message-prefix: users could subscribe".to_owned()),
+            Ok(grip) => Ok(Accepted { compression: None, grip }),
+            Err(error) => Err(error.to_string()),
+        };
+    }
+    let compression = extensions::answer(&asked.offers, &asked.answer.headers).map_err(|error| error.to_string())?;
+    Ok(Accepted { compression, grip: None })
 }
 
 /// Says in the answer to the client what is compressed how. RFC 7692 §5.1.

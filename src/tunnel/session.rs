@@ -52,6 +52,25 @@ pub struct Opening<C, U> {
     pub endpoint_answers: Arc<AtomicBool>,
 }
 
+impl<C, U> Opening<C, U> {
+    /// The same with another stream in the place of the upstream's, which is given what was read of that.
+    pub fn map_upstream<V>(self, make: impl FnOnce(U, Vec<u8>) -> V) -> Opening<C, V> {
+        let Self { client, upstream, upstream_preread, compression, settings, metrics, control, endpoint_answers } =
+            self;
+        let upstream = make(upstream, upstream_preread);
+        Opening {
+            client,
+            upstream,
+            upstream_preread: Vec::new(),
+            compression,
+            settings,
+            metrics,
+            control,
+            endpoint_answers,
+        }
+    }
+}
+
 /// How a session ended.
 #[derive(Debug)]
 pub struct Outcome {

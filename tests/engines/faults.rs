@@ -35,7 +35,15 @@ async fn wait_for(events: &mut Receiver<Event>, what: &str, wanted: impl Fn(&Eve
 
 /// Publishes until it succeeds. An item that may be stored is the same item again.
 pub async fn insist(engine: &Arc<dyn Engine>, name: &str, id: &str) -> Position {
-    eventually("it is stored", async || try_publish(engine, name, id).await.ok()).await.position
+    let tries = async {
+        loop {
+            match try_publish(engine, name, id).await {
+                Ok(published) => return published.position,
+                Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
+        }
+    };
+    tokio::time::timeout(DEADLINE, tries).await.unwrap_or_else(|_| panic!("{id} is not stored"))
 }
 
 pub async fn recovery(engine: &Arc<dyn Engine>, name: &str, place: &Position) -> Recovery {
@@ -283,4 +291,172 @@ async fn heartbeats_carry_the_servers_time() {
     }
     let position = publish(&engine, "a", "m").await;
     assert!(position.id.ms >= last, "{position} {last}");
+}
+
+/// A server with a certificate for 127.0.0.1 that signs itself: the server, its URL over TLS, the certificate.
+fn over_tls() -> (Server, String, String) {
+    let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).expect("a certificate");
+    let folder = tempfile::tempdir().expect("a folder");
+    let (cert, key) = (folder.path().join("cert.pem"), folder.path().join("key.pem"));
+    std::fs::write(&cert, made.cert.pem()).expect("a file");
+    std::fs::write(&key, made.signing_key.serialize_pem()).expect("a file");
+    let (cert, key) = (cert.display().to_string(), key.display().to_string());
+    let port = super::server::free_port();
+    let tls = ["--tls-cert-file", &cert, "--tls-key-file", &key, "--tls-ca-cert-file", &cert];
+    let port_text = port.to_string();
+    let more = ["--tls-auth-clients", "no", "--tls-port", &port_text];
+    let server = Server::start(&[&tls[..], &more[..]].concat());
+    (server, format!("rediss://127.0.0.1:{port}"), made.cert.pem())
+}
+
+#[tokio::test]
+async fn a_server_is_reached_over_tls_and_only_with_a_certificate_that_is_trusted() {
+    let (_server, url, ca) = over_tls();
+    let settings = Settings::new(Servers::Standalone { url });
+    let trusting = RedisEngine::start(region(), Settings { ca: Some(ca.into_bytes()), ..settings.clone() });
+    eventually("it connects", async || trusting.status().ok()).await;
+    let trusting: Arc<dyn Engine> = Arc::new(trusting);
+    let mut reader = Reader::subscribe(&trusting, "a", SinkLimit::default()).await;
+    publish(&trusting, "a", "m1").await;
+    reader.until("m1").await;
+    let other = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).expect("a certificate").cert.pem();
+    for ca in [None, Some(other.into_bytes())] {
+        let doubting = RedisEngine::start(region(), Settings { ca, ..settings.clone() });
+        let mut events = doubting.events();
+        let down = wait_for(&mut events, "down or up", |event| matches!(event, Event::Down(_) | Event::Up)).await;
+        assert_eq!(down, Event::Down(EngineError::Unreachable));
+    }
+}
+
+#[tokio::test]
+async fn a_password_is_sent_and_a_wrong_one_is_refused() {
+    let server = Server::start(&[
+        "--user", "default", "on", "nopass", "~*", "&*", "+@all", "--user", "gateway", "on", ">secret", "~sg:*",
+        "&sg:*", "+@all",
+    ]);
+    let settings = Settings::new(Servers::Standalone { url: server.url() });
+    let with = |password: &str| Settings {
+        username: Some("gateway".to_owned()),
+        password: Some(password.to_owned()),
+        ..settings.clone()
+    };
+    let engine = RedisEngine::start(region(), with("secret"));
+    eventually("it connects", async || engine.status().ok()).await;
+    let engine: Arc<dyn Engine> = Arc::new(engine);
+    assert_eq!(publish(&engine, "a", "m1").await.n, 1);
+    let wrong = RedisEngine::start(region(), with("guess"));
+    let refused = async || matches!(wrong.status(), Err(EngineError::Refused { .. })).then_some(());
+    eventually("it is refused", refused).await;
+    assert!(!format!("{:?}", with("secret")).contains("secret"));
+}
+
+#[tokio::test]
+async fn a_server_that_closes_idle_connections_stays_connected() {
+    let server = Server::start(&["--timeout", "1"]);
+    let engine = engine_of(&server).await;
+    let mut events = engine.events();
+    // Five heartbeats a second: this is twice as long as a connection may be idle.
+    for _ in 0..12 {
+        let event = events.recv().await.expect("the engine lives, and this keeps up");
+        assert!(matches!(event, Event::Heartbeat { .. }), "{event:?}");
+    }
+    assert_eq!(engine.read(&channel("a"), None, ALL).await.map(|slice| slice.log.top), Ok(0));
+}
+
+#[tokio::test]
+async fn a_subscriber_that_the_server_cuts_off_for_its_backlog_loses_nothing() {
+    let server = Server::start(&["--client-output-buffer-limit", "pubsub", "64kb", "0", "0"]);
+    let (publisher, subscriber) = (engine_of(&server).await, engine_of(&server).await);
+    let mut reader = Reader::subscribe(&subscriber, "a", SinkLimit::default()).await;
+    let mut events = subscriber.events();
+    let big = vec![b'x'; 100_000];
+    for nth in 1..=5 {
+        let item = super::item(&format!("m{nth}"), big.clone());
+        publisher.publish(&channel("a"), &item).await.unwrap();
+    }
+    wait_for(&mut events, "down", |event| matches!(event, Event::Down(_))).await;
+    insist(&publisher, "a", "last").await;
+    reader.until("last").await;
+    assert_eq!(reader.ids(), ["m1", "m2", "m3", "m4", "m5", "last"]);
+    assert_eq!(reader.gaps, []);
+}
+
+#[tokio::test]
+async fn publishers_that_insist_through_restarts_are_stored_once_and_delivered_in_order() {
+    let mut server = Server::start(&["--appendonly", "yes", "--appendfsync", "always"]);
+    let subscriber = engine_of(&server).await;
+    let mut reader = Reader::subscribe(&subscriber, "a", SinkLimit { max_entries: 16, max_bytes: 1 << 20 }).await;
+    let mut publishers = Vec::new();
+    for publisher in 0..4 {
+        let engine = engine_of(&server).await;
+        publishers.push(tokio::spawn(async move {
+            let mut positions = Vec::new();
+            for nth in 0..60 {
+                let id = format!("{publisher}/{nth}");
+                positions.push((insist(&engine, "a", &id).await, id));
+            }
+            positions
+        }));
+    }
+    // Each time with some of them on their way.
+    for mark in [40, 90, 140] {
+        while reader.last.n < mark {
+            reader.step().await;
+        }
+        server.restart();
+    }
+    let mut acknowledged = Vec::new();
+    for publisher in publishers {
+        let positions = publisher.await.unwrap();
+        assert!(positions.is_sorted_by(|a, b| a.0.n < b.0.n), "a publisher's own order is kept");
+        acknowledged.extend(positions);
+    }
+    insist(&subscriber, "a", "last").await;
+    reader.until("last").await;
+    assert_eq!((reader.got.len(), reader.gaps.len()), (241, 0));
+    for (position, id) in acknowledged {
+        let n = usize::try_from(position.n).unwrap();
+        assert_eq!((&reader.got[n - 1].position, reader.got[n - 1].message.as_str()), (&position, id.as_str()));
+    }
+    let epochs: std::collections::BTreeSet<_> = reader.got.iter().map(|entry| &entry.position.epoch).collect();
+    assert!(epochs.len() > 1, "there was a restart between");
+}
+
+#[tokio::test]
+async fn an_entry_that_no_subscriber_was_told_of_is_read_with_the_next() {
+    let server = Server::start(&[]);
+    let engine = engine_of(&server).await;
+    let mut reader = Reader::subscribe(&engine, "a", SinkLimit::default()).await;
+    publish(&engine, "a", "m1").await;
+    reader.until("m1").await;
+    // Nobody but this test may say what its messages are: the publisher's user may not use Pub/Sub any more.
+    server.command::<String>(&[
+        "ACL",
+        "SETUSER",
+        "mute",
+        "on",
+        "nopass",
+        "~*",
+        "resetchannels",
+        "&sg:{p0}:hb:*",
+        "+@all",
+    ]);
+    let settings = Settings {
+        username: Some("mute".to_owned()),
+        password: Some(String::new()),
+        ..Settings::new(Servers::Standalone { url: server.url() })
+    };
+    let mute = RedisEngine::start(region(), settings);
+    eventually("it connects", async || mute.status().ok()).await;
+    let mute: Arc<dyn Engine> = Arc::new(mute);
+    for id in ["m2", "m3"] {
+        let error = try_publish(&mute, "a", id).await.unwrap_err();
+        assert!(matches!(error.reason, EngineError::Refused { .. }), "{error:?}");
+        assert_eq!(error.stored, Stored::Unknown, "the script had appended it");
+    }
+    let again = try_publish(&engine, "a", "m2").await.unwrap();
+    assert_eq!((again.position.n, again.repeated), (2, true));
+    publish(&engine, "a", "m4").await;
+    reader.until("m4").await;
+    assert_eq!((reader.ids(), reader.disruptions), (vec!["m1", "m2", "m3", "m4"], 0));
 }

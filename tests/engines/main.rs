@@ -34,14 +34,17 @@ impl Default for Wish {
     }
 }
 
+/// The region of all engines here.
 pub fn region() -> Region {
     Region::new("eu").expect("a region")
 }
 
+/// A channel.
 pub fn channel(name: &str) -> Channel {
     Channel::new(name).expect("a channel")
 }
 
+/// An item.
 pub fn item(id: &str, payload: impl Into<Bytes>) -> Item {
     Item { id: MessageId::new(id).expect("an id"), payload: payload.into() }
 }

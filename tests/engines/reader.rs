@@ -7,7 +7,7 @@ use sluicegate::backplane::position::{Place, Position};
 use sluicegate::backplane::recover::{Recovery, ReplayLimit, Why};
 use sluicegate::backplane::sink::{Delivery, SinkLimit, Source, sink};
 
-use super::{DEADLINE, channel};
+use super::{DEADLINE, channel, eventually};
 
 /// Small, so that reading in parts is tried too.
 const PART: ReadLimit = ReadLimit { max_entries: 7, max_bytes: 1 << 20 };
@@ -60,6 +60,12 @@ impl Reader {
         }
     }
 
+    /// Takes what comes next.
+    pub async fn step(&mut self) {
+        let delivery = self.next().await;
+        self.take(delivery).await;
+    }
+
     /// Takes what comes until it is told of a gap.
     pub async fn until_gap(&mut self) -> Why {
         let before = self.gaps.len();
@@ -93,7 +99,9 @@ impl Reader {
     /// Reads from the last position to the top.
     pub async fn read_on(&mut self) {
         loop {
-            let slice = self.engine.read(&self.channel, Some(&self.last), PART).await.expect("it can be read");
+            // An engine may be away for a moment: who must read tries again.
+            let (engine, channel, last) = (&self.engine, &self.channel, &self.last);
+            let slice = eventually("it is read", async || engine.read(channel, Some(last), PART).await.ok()).await;
             match slice.recover(&Place::After(self.last.clone()), UNLIMITED) {
                 Recovery::Live => return,
                 Recovery::Gap(why) => {

@@ -7,12 +7,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::Publication;
 use super::inbox::{Inbox, Notice};
 use super::window::Window;
-use super::{Counts, Publication};
 use crate::backplane::engine::{Channel, Entry, MessageId, Retention, Slice};
 use crate::backplane::position::{Place, Position};
 use crate::backplane::recover::{Log, Recovery, ReplayLimit, Why, recover};
+use crate::metrics::BackplaneMetrics;
 
 /// How long a channel that nobody is subscribed to is kept: clients that reconnect find it as it was.
 pub(super) const LINGER: Duration = Duration::from_secs(5);
@@ -213,7 +214,7 @@ impl Local {
     }
 
     /// An entry was pushed.
-    pub(super) fn on_entry(&mut self, entry: Entry, counts: &Counts, now: Instant) {
+    pub(super) fn on_entry(&mut self, entry: Entry, metrics: &BackplaneMetrics, now: Instant) {
         let Some(last) = &self.last else { return };
         let n = entry.position.n;
         self.seen = self.seen.max(n);
@@ -223,7 +224,7 @@ impl Local {
         } else if n == last.n + 1 {
             self.deliver(entry, now);
         } else if n <= last.n {
-            counts.duplicates.increment();
+            metrics.duplicates.inc();
         }
     }
 
@@ -240,7 +241,7 @@ impl Local {
     }
 
     /// The engine's answer to [`Task::ReadOn`], which asked for what lies behind `after`.
-    pub(super) fn on_read(&mut self, after: &Position, slice: Slice, counts: &Counts, now: Instant) {
+    pub(super) fn on_read(&mut self, after: &Position, slice: Slice, metrics: &BackplaneMetrics, now: Instant) {
         match slice.recover(&Place::After(after.clone()), WHOLE) {
             Recovery::Live | Recovery::Replay { .. } => {
                 self.seen = self.seen.max(slice.log.top);
@@ -257,7 +258,7 @@ impl Local {
                 }
             }
             Recovery::Gap(why) => {
-                counts.gap(why);
+                metrics.gap(why);
                 self.window.clear();
                 self.filled = false;
                 // What came meanwhile is read once more, from the new top on.
@@ -297,7 +298,7 @@ impl Local {
     }
 
     /// Tells those who wait what they get, and feeds it to them.
-    pub(super) fn admit(&mut self, counts: &Counts, now: Instant) {
+    pub(super) fn admit(&mut self, metrics: &BackplaneMetrics, now: Instant) {
         let Some(last) = self.last.clone() else { return };
         let waiting: Vec<u64> = self
             .subscribers
@@ -312,7 +313,7 @@ impl Local {
             };
             let recovery = self.recovery(from, *limit, &last);
             if !from.is_now() {
-                counts.resume(&recovery);
+                metrics.resume(&recovery);
             }
             inbox.tell(Notice::Subscribed { channel: self.name.clone(), top: last.clone(), recovery });
             let stand = match recovery {
@@ -326,7 +327,7 @@ impl Local {
             if let Some(subscriber) = self.subscribers.get_mut(&id) {
                 subscriber.stand = stand;
             }
-            self.feed(id, counts);
+            self.feed(id);
         }
     }
 
@@ -348,13 +349,12 @@ impl Local {
     }
 
     /// Fills a subscriber's inbox on, as far as there is room.
-    pub(super) fn feed(&mut self, id: u64, counts: &Counts) {
+    pub(super) fn feed(&mut self, id: u64) {
         let Some(subscriber) = self.subscribers.get_mut(&id) else { return };
         let Stand::Behind { next } = &mut subscriber.stand else { return };
         let top = self.last.as_ref().map_or(0, |last| last.n);
         while *next <= top {
             let Some(publication) = self.window.get(*next) else {
-                counts.overruns.increment();
                 subscriber.inbox.caught_up(&self.name);
                 subscriber.inbox.tell(Notice::Overrun(self.name.clone()));
                 self.subscribers.remove(&id);

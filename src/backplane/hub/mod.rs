@@ -18,9 +18,10 @@ use rand::SeedableRng as _;
 use rand::rngs::SmallRng;
 
 use super::engine::{Channel, Engine, Entry, Retention};
-use super::recover::{Recovery, ReplayLimit, Why};
+use super::recover::ReplayLimit;
 use super::rendered::Rendered;
 use super::sink::{Sink, SinkLimit, sink};
+use crate::metrics::BackplaneMetrics;
 
 mod channel;
 mod inbox;
@@ -66,59 +67,6 @@ impl Publication {
     }
 }
 
-/// A count that only grows.
-#[derive(Debug, Default)]
-pub struct Count(AtomicU64);
-
-impl Count {
-    fn increment(&self) {
-        self.0.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// How often it happened.
-    pub fn get(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
-}
-
-/// What happened in a hub.
-#[derive(Debug, Default)]
-pub struct Counts {
-    /// Entries that were pushed again and not delivered again.
-    pub duplicates: Count,
-    /// Gaps in a log that subscribers were told of, because the log was not what it had been.
-    pub gaps_lineage: Count,
-    /// The same, because the engine had dropped entries before they were read.
-    pub gaps_trimmed: Count,
-    /// Sessions that fell behind what this node keeps.
-    pub overruns: Count,
-    /// Subscribers that came back and got all that they had missed.
-    pub resumes_continuous: Count,
-    /// Subscribers that came back and were told of a gap.
-    pub resumes_gap: Count,
-    /// Questions to the engine.
-    pub asked: Count,
-    /// Questions that it did not answer, or with an error.
-    pub failed: Count,
-}
-
-impl Counts {
-    fn gap(&self, why: Why) {
-        match why {
-            Why::Lineage => self.gaps_lineage.increment(),
-            // A repair has no limit of its own.
-            Why::Trimmed | Why::Limit => self.gaps_trimmed.increment(),
-        }
-    }
-
-    fn resume(&self, recovery: &Recovery) {
-        match recovery {
-            Recovery::Gap(_) => self.resumes_gap.increment(),
-            Recovery::Live | Recovery::Replay { .. } => self.resumes_continuous.increment(),
-        }
-    }
-}
-
 /// The channels of this node, on one engine.
 #[derive(Debug)]
 pub struct Hub {
@@ -128,8 +76,7 @@ pub struct Hub {
     retention: Retention,
     next_id: AtomicU64,
     chance: Mutex<SmallRng>,
-    /// What happened.
-    pub counts: Counts,
+    metrics: Arc<BackplaneMetrics>,
     myself: Weak<Self>,
 }
 
@@ -139,12 +86,12 @@ impl Hub {
     ///
     /// # Panics
     /// Outside a Tokio runtime.
-    pub fn start(engine: Arc<dyn Engine>, limit: SinkLimit) -> Arc<Self> {
-        Self::start_with(engine, limit, rand::random())
+    pub fn start(engine: Arc<dyn Engine>, limit: SinkLimit, metrics: Arc<BackplaneMetrics>) -> Arc<Self> {
+        Self::start_with(engine, limit, metrics, rand::random())
     }
 
     /// The same with a seed of the pauses between questions, so that a test can play a schedule again.
-    fn start_with(engine: Arc<dyn Engine>, limit: SinkLimit, seed: u64) -> Arc<Self> {
+    fn start_with(engine: Arc<dyn Engine>, limit: SinkLimit, metrics: Arc<BackplaneMetrics>, seed: u64) -> Arc<Self> {
         let (sink, source) = sink(limit);
         let retention = engine.capabilities().retention;
         let hub = Arc::new_cyclic(|myself| Self {
@@ -154,7 +101,7 @@ impl Hub {
             retention,
             next_id: AtomicU64::new(0),
             chance: Mutex::new(SmallRng::seed_from_u64(seed)),
-            counts: Counts::default(),
+            metrics,
             myself: myself.clone(),
         });
         tokio::spawn(work::take_pushed(hub.myself.clone(), source));
@@ -258,7 +205,7 @@ impl Member {
         loop {
             for channel in self.inbox.hungry_for() {
                 if let Some(local) = self.channels.get(&channel) {
-                    local.lock().feed(self.id, &self.hub.counts);
+                    local.lock().feed(self.id);
                 }
             }
             let notice = match self.inbox.poll_pop(cx) {

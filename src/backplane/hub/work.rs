@@ -34,7 +34,7 @@ pub(super) async fn take_pushed(hub: Weak<Hub>, mut source: Source) {
         let asks = {
             let mut locked = local.lock();
             match delivery {
-                Delivery::Entry(_, entry) => locked.on_entry(entry, &hub.counts, now()),
+                Delivery::Entry(_, entry) => locked.on_entry(entry, &hub.metrics, now()),
                 Delivery::Disrupted(_) => locked.on_disrupted(),
             }
             locked.needs_reading()
@@ -69,18 +69,16 @@ pub(super) async fn ask(hub: Arc<Hub>, local: Arc<Mutex<Local>>) {
             match locked.next_task(now()) {
                 Some(task) => task,
                 None => {
-                    locked.admit(&hub.counts, now());
+                    locked.admit(&hub.metrics, now());
                     locked.working = false;
                     return;
                 }
             }
         };
-        hub.counts.asked.increment();
         match run(&hub, &local, &task).await {
             Ok(Ran::Removed) => return,
             Ok(Ran::Answered) => pause = FIRST_PAUSE,
             Err(_) => {
-                hub.counts.failed.increment();
                 local.lock().on_failed(&task);
                 let chance = hub.chance.lock().random_range(0.0..1.0);
                 tokio::time::sleep(pause.mul_f64(1.0 + chance)).await;
@@ -105,7 +103,7 @@ async fn run(hub: &Hub, local: &Mutex<Local>, task: &Task) -> Result<Ran, Engine
         }
         Task::ReadOn(after) => {
             let slice = hub.engine.read(&channel, Some(after), READ).await?;
-            local.lock().on_read(after, slice, &hub.counts, now());
+            local.lock().on_read(after, slice, &hub.metrics, now());
         }
         Task::Fill => {
             let entries = read_all(&*hub.engine, local).await?;

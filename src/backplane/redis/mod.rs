@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use redis::{PushInfo, PushKind, RedisResult, Script, Value};
-use tokio::sync::{Semaphore, broadcast};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast};
 use tokio::task::JoinHandle;
 
 use self::session::Session;
@@ -75,6 +75,8 @@ pub struct Settings {
     pub username: Option<String>,
     /// For the servers, not for sentinels.
     pub password: Option<String>,
+    /// CAs in PEM that servers and sentinels are verified by over TLS, in place of the system's.
+    pub ca: Option<Vec<u8>>,
     /// What is kept of each channel.
     pub retention: Retention,
     /// How long a message's id is remembered. Default 5 minutes.
@@ -97,6 +99,7 @@ impl Settings {
             servers,
             username: None,
             password: None,
+            ca: None,
             retention: Retention::default(),
             dedupe_window: DEDUPE_WINDOW,
             timeout: Duration::from_secs(2),
@@ -132,7 +135,7 @@ struct Shared {
     subscriptions: Mutex<Subscriptions>,
     /// The server gets a channel's SUBSCRIBE and UNSUBSCRIBE in the order in which the subscriptions changed.
     order: Vec<tokio::sync::Mutex<()>>,
-    reads: Semaphore,
+    reads: Arc<Semaphore>,
     /// When a heartbeat last came back, and by which session.
     heard: Mutex<Option<(u64, Instant)>>,
     events: broadcast::Sender<Event>,
@@ -150,7 +153,7 @@ impl RedisEngine {
             session: Mutex::new(Err(EngineError::Unreachable)),
             subscriptions: Mutex::default(),
             order: (0..ORDER_LOCKS).map(|_| tokio::sync::Mutex::new(())).collect(),
-            reads: Semaphore::new(READS_AT_ONCE),
+            reads: Arc::new(Semaphore::new(READS_AT_ONCE)),
             heard: Mutex::new(None),
             events: broadcast::Sender::new(EVENTS_KEPT),
         });
@@ -372,6 +375,11 @@ impl Shared {
                     *self.heard.lock() = Some((session, Instant::now()));
                     return;
                 }
+                // A connection may outlive its session for as long as an answer is waited for, and then speak for a
+                // process that is not asked any more.
+                if !self.session.lock().as_ref().is_ok_and(|current| current.number == session) {
+                    return;
+                }
                 let Some(channel) = keys::pushed(name) else { return };
                 let entry = wire::push(message.into(), &self.region);
                 let mut subscriptions = self.subscriptions.lock();
@@ -392,13 +400,17 @@ impl Shared {
             self.tell(Event::Disrupted(Scope::Channel(channel.clone())));
         }
         if let Outcome::Read(reading) = outcome {
-            tokio::spawn(self.clone().catch_up(reading));
+            let shared = self.clone();
+            // One for a channel at a time, and those that are too old by their turn end at once.
+            tokio::spawn(async move {
+                let Ok(permit) = shared.reads.clone().acquire_owned().await else { return };
+                shared.catch_up(reading, permit).await;
+            });
         }
     }
 
     /// Reads a log from the last position that was pushed to its end.
-    async fn catch_up(self: Arc<Self>, mut reading: Reading) {
-        let Ok(_permit) = self.reads.acquire().await else { return };
+    async fn catch_up(self: Arc<Self>, mut reading: Reading, _permit: OwnedSemaphorePermit) {
         let mut tries = 0;
         while self.subscriptions.lock().is_current(&reading) {
             // Without a session the next one reads.

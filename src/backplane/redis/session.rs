@@ -9,7 +9,7 @@ use std::time::Duration;
 use redis::aio::MultiplexedConnection;
 use redis::{
     AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo as _, ProtocolVersion, PushInfo,
-    RedisResult, Value,
+    RedisResult, TlsCertificates, Value,
 };
 use tokio::sync::Notify;
 
@@ -50,7 +50,7 @@ impl Session {
         lost: Arc<Notify>,
         on_push: impl Fn(PushInfo) + Send + Sync + 'static,
     ) -> Result<Self, EngineError> {
-        let client = Client::open(master(settings).await?).map_err(|error| wire::error(&error))?;
+        let client = client(settings, master(settings, number).await?)?;
         let mut commands = connection(&client, config(settings.timeout)).await?;
         let forward = move |info: PushInfo| -> Result<(), ()> {
             on_push(info);
@@ -95,6 +95,17 @@ impl Session {
     }
 }
 
+fn client(settings: &Settings, info: ConnectionInfo) -> Result<Client, EngineError> {
+    let over_tls = matches!(info.addr(), ConnectionAddr::TcpTls { .. });
+    let client = match &settings.ca {
+        Some(ca) if over_tls => {
+            Client::build_with_tls(info, TlsCertificates { client_tls: None, root_cert: Some(ca.clone()) })
+        }
+        _ => Client::open(info),
+    };
+    client.map_err(|error| wire::error(&error))
+}
+
 /// Within this time every command is answered or failed.
 fn config(timeout: Duration) -> AsyncConnectionConfig {
     AsyncConnectionConfig::new().set_connection_timeout(Some(timeout)).set_response_timeout(Some(timeout))
@@ -104,13 +115,14 @@ async fn connection(client: &Client, config: AsyncConnectionConfig) -> Result<Mu
     client.get_multiplexed_async_connection_with_config(&config).await.map_err(|error| wire::error(&error))
 }
 
-/// Where the master is.
-async fn master(settings: &Settings) -> Result<ConnectionInfo, EngineError> {
+/// Where the master is. Each try begins with another sentinel, since one that is cut off names the master of before.
+async fn master(settings: &Settings, number: u64) -> Result<ConnectionInfo, EngineError> {
     match &settings.servers {
         Servers::Standalone { url } => node(settings, url),
         Servers::Sentinel { urls, master } => {
             let mut failure = EngineError::Unreachable;
-            for url in urls {
+            let start = usize::try_from(number).unwrap_or(0).checked_rem(urls.len()).unwrap_or(0);
+            for url in urls.iter().cycle().skip(start).take(urls.len()) {
                 match ask_sentinel(settings, url, master).await {
                     Ok(info) => return Ok(info),
                     Err(error) => failure = error,
@@ -123,7 +135,7 @@ async fn master(settings: &Settings) -> Result<ConnectionInfo, EngineError> {
 
 async fn ask_sentinel(settings: &Settings, url: &str, master: &str) -> Result<ConnectionInfo, EngineError> {
     let info = url.into_connection_info().map_err(|error| wire::error(&error))?;
-    let client = Client::open(info.clone()).map_err(|error| wire::error(&error))?;
+    let client = client(settings, info.clone())?;
     let mut sentinel = connection(&client, config(settings.timeout)).await?;
     let found: Option<(String, u16)> = redis::cmd("SENTINEL")
         .arg("get-master-addr-by-name")

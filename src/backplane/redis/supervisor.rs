@@ -10,7 +10,7 @@ use tokio::time::MissedTickBehavior;
 use super::super::engine::{EngineError, Event, Scope};
 use super::super::position::Epoch;
 use super::session::Session;
-use super::{Shared, keys};
+use super::{Servers, Shared, keys};
 
 /// The first time between two tries to connect.
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
@@ -24,6 +24,7 @@ const MISSED_HEARTBEATS: u32 = 3;
 /// Runs until the engine is dropped.
 pub async fn run(shared: Arc<Shared>) {
     let mut lineage: Option<Epoch> = None;
+    let mut told: Option<EngineError> = None;
     let mut failures = 0;
     for number in 0.. {
         match connect(&shared, number).await {
@@ -37,17 +38,14 @@ pub async fn run(shared: Arc<Shared>) {
                 }
                 let reason = serve(&shared, &session).await;
                 *shared.session.lock() = Err(reason.clone());
+                told = Some(reason.clone());
                 shared.tell(Event::Down(reason));
                 shared.tell(Event::Disrupted(Scope::All));
             }
             Err(error) => {
-                let changed = {
-                    let mut state = shared.session.lock();
-                    let changed = state.as_ref().err() != Some(&error);
-                    *state = Err(error.clone());
-                    changed
-                };
-                if changed {
+                *shared.session.lock() = Err(error.clone());
+                // Once for each reason, not at every try.
+                if told.replace(error.clone()) != Some(error.clone()) {
                     shared.tell(Event::Down(error));
                 }
             }
@@ -73,8 +71,12 @@ async fn connect(shared: &Arc<Shared>, number: u64) -> Result<Session, EngineErr
             shared.pushed(number, &also, info);
         }
     };
-    // Names are looked up and several connections are made, each with a time-out of its own.
-    let whole = shared.settings.timeout.saturating_mul(4);
+    // Each step has a time-out of its own; this is for those that have none, such as looking names up.
+    let sentinels = match &shared.settings.servers {
+        Servers::Standalone { .. } => 0,
+        Servers::Sentinel { urls, .. } => u32::try_from(urls.len()).unwrap_or(u32::MAX),
+    };
+    let whole = shared.settings.timeout.saturating_mul(sentinels.saturating_mul(2).saturating_add(8));
     let session = Session::connect(&shared.settings, &shared.region, number, lost, on_push);
     let session = tokio::time::timeout(whole, session).await.map_err(|_| EngineError::TimedOut)??;
     let names = [keys::heartbeat(shared.node)];
@@ -93,9 +95,11 @@ async fn serve(shared: &Arc<Shared>, session: &Session) -> EngineError {
                 return EngineError::Unreachable;
             }
             for reading in part {
+                // Waited for here, so that there are not as many tasks as there are channels.
+                let Ok(permit) = shared.reads.clone().acquire_owned().await else { continue };
                 // One that ended meanwhile was unsubscribed before the server heard of it here.
                 if shared.subscriptions.lock().is_current(reading) {
-                    tokio::spawn(shared.clone().catch_up(reading.clone()));
+                    tokio::spawn(shared.clone().catch_up(reading.clone(), permit));
                 } else if !shared.subscriptions.lock().contains(&reading.channel) {
                     tokio::spawn({
                         let (shared, channel) = (shared.clone(), reading.channel.clone());
@@ -124,10 +128,15 @@ async fn watch(shared: &Arc<Shared>, session: &Session) -> EngineError {
     loop {
         ticks.tick().await;
         let asked = Instant::now();
-        let mut commands = session.commands.clone();
+        let (mut commands, mut reads) = (session.commands.clone(), session.reads.clone());
         let mut pipeline = redis::pipe();
         pipeline.cmd("TIME").cmd(session.publish_command()).arg(keys::heartbeat(shared.node)).arg("");
-        let answer = shared.within(session, pipeline.query_async::<((u64, u64), Value)>(&mut commands)).await;
+        // Reads may be rare, and a server may close a connection that is idle.
+        let ping = redis::cmd("PING");
+        let (answer, _) = tokio::join!(
+            shared.within(session, pipeline.query_async::<((u64, u64), Value)>(&mut commands)),
+            shared.within(session, ping.query_async::<Value>(&mut reads)),
+        );
         let Ok(((seconds, micros), _)) = answer else {
             missed += 1;
             if missed >= MISSED_HEARTBEATS {
@@ -146,6 +155,22 @@ async fn watch(shared: &Arc<Shared>, session: &Session) -> EngineError {
         } else if last_heard.elapsed() > deaf_after {
             // It answers, but what is published does not arrive.
             return EngineError::TimedOut;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_try_waits_longer_up_to_the_limit_and_never_for_the_same_time() {
+        let max = Duration::from_secs(5);
+        for (failures, whole) in [(0, 100), (1, 100), (2, 200), (6, 3200), (7, 5000), (32, 5000), (u32::MAX, 5000)] {
+            let whole = Duration::from_millis(whole);
+            let waits: Vec<_> = (0..50).map(|_| backoff(failures, max)).collect();
+            assert!(waits.iter().all(|wait| (whole / 2..=whole).contains(wait)), "{failures}: {waits:?}");
+            assert!(waits.iter().any(|wait| wait != &waits[0]), "{failures}");
         }
     }
 }

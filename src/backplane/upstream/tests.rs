@@ -25,7 +25,7 @@ struct Bed {
 impl Bed {
     fn with(preread: &[u8], limit: InboxLimit) -> Self {
         let engine = Arc::new(MemoryEngine::new(Region::new("eu").unwrap(), Settings::default()).unwrap());
-        let hub = Hub::start(engine.clone(), SinkLimit::default());
+        let hub = Hub::start(engine.clone(), SinkLimit::default(), crate::metrics::Metrics::new().backplane("eu"));
         let (backend, io) = duplex(1 << 16);
         let subscriber = Subscriber::new(hub.join(limit), Limits::default());
         let opt_in = OptIn::Prefix(Prefix::new(b"m:").unwrap());

@@ -1,0 +1,126 @@
+//! From what the user wrote about fan-out to what the program uses.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use ring::rand::SystemRandom;
+
+use super::build::Report;
+use super::files;
+use super::key_path::KeyPath;
+use super::model::{Backplane, EngineKind, GripSignature, Publish};
+use super::ranges;
+use super::raw_backplane::{RawBackplane, RawEngine, RawHistory, RawPublish, RawRedis};
+use super::units::{Count, Size};
+use crate::backplane::engine::{DEDUPE_WINDOW, Retention};
+use crate::backplane::position::Region;
+use crate::grip::signature::{SigningKey, VerifyingKey};
+use crate::policy::{Fault, range};
+
+const SIG_ISS: &str = "sluicegate";
+
+pub(super) fn build(raw: &RawBackplane, base: &KeyPath, report: &mut Report<'_>) -> Option<Backplane> {
+    let region = raw.region.as_deref().map_or_else(|| Ok(Region::default()), Region::new).map_err(|_| {
+        let allowed = "1 to 32 lower-case letters, digits and \"-\"";
+        let fault = Fault::new("region", format!("{:?}", raw.region.as_deref().unwrap_or_default()), allowed);
+        report.extend(base, Some(fault));
+    });
+    let engine = match &raw.engine {
+        None | Some(RawEngine::Name(_)) => Some(EngineKind::Memory),
+        Some(RawEngine::Redis(raw)) => redis(&raw.redis, &base.key("engine").key("redis"), report),
+    };
+    let retention = history(&raw.history, &base.key("history"), report);
+    let dedupe_window = raw.dedupe_window.map_or(DEDUPE_WINDOW, |span| span.0);
+    report.extend(base, range::span("dedupe_window", dedupe_window, &ranges::DEDUPE_WINDOW));
+    let publish = match &raw.publish {
+        Some(raw) => Some(publish(raw, &base.key("publish"), report)?),
+        None => None,
+    };
+    let base = base.key("grip");
+    let key = raw.grip.sig_key_file.as_deref().map(|file| {
+        let read = files::read_secret(report.source, file);
+        read.and_then(|key| SigningKey::from_text(&key, &SystemRandom::new()).map_err(|error| error.to_string()))
+            .map_err(|why| {
+                let fault = Fault::new("sig_key_file", format!("{file:?}"), format!("a file with a key ({why})"));
+                report.extend(&base, Some(fault));
+            })
+    });
+    let issuer = raw.grip.sig_iss.clone().unwrap_or_else(|| SIG_ISS.to_owned());
+    let signature = match key {
+        Some(key) => Some(GripSignature { key: Arc::new(key.ok()?), issuer }),
+        None => None,
+    };
+    Some(Backplane { region: region.ok()?, engine: engine?, retention, dedupe_window, publish, signature })
+}
+
+fn redis(raw: &RawRedis, base: &KeyPath, report: &mut Report<'_>) -> Option<EngineKind> {
+    let url = raw.url.clone()?;
+    let has_scheme = url.starts_with("redis://") || url.starts_with("rediss://");
+    if !has_scheme || url.contains('@') {
+        let allowed = "redis://HOST:PORT or rediss://HOST:PORT, without a user or password";
+        // What stands before an @ may be a secret.
+        let found = if url.contains('@') { "a URL with a user".to_owned() } else { format!("{url:?}") };
+        report.extend(base, Some(Fault::new("url", found, allowed)));
+        return None;
+    }
+    let password = match raw.password_file.as_deref() {
+        None => None,
+        Some(file) => {
+            let read = files::read_secret(report.source, file);
+            let text = read.and_then(|secret| String::from_utf8(secret).map_err(|_| "it is not text".to_owned()));
+            match text {
+                Ok(password) => Some(password),
+                Err(why) => {
+                    let allowed = format!("a file that can be read ({why})");
+                    report.extend(base, Some(Fault::new("password_file", format!("{file:?}"), allowed)));
+                    return None;
+                }
+            }
+        }
+    };
+    Some(EngineKind::Redis { url, username: raw.username.clone(), password })
+}
+
+fn history(raw: &RawHistory, base: &KeyPath, report: &mut Report<'_>) -> Retention {
+    let defaults = Retention::default();
+    let max_entries = raw.max_messages.unwrap_or(Count(defaults.max_entries as u64));
+    let max_age = raw.max_age.map_or(defaults.max_age, |span| span.0);
+    let max_bytes = raw.max_bytes.unwrap_or(Size(defaults.max_bytes as u64)).0;
+    let faults = [
+        range::count("max_messages", max_entries.0, &ranges::HISTORY_MESSAGES),
+        range::span("max_age", max_age, &ranges::HISTORY_AGE),
+        range::size("max_bytes", max_bytes, &ranges::HISTORY_BYTES),
+    ];
+    report.extend(base, faults.into_iter().flatten());
+    Retention { max_entries: ranges::to_usize(max_entries), max_age, max_bytes: ranges::to_usize(Count(max_bytes)) }
+}
+
+fn publish(raw: &RawPublish, base: &KeyPath, report: &mut Report<'_>) -> Option<Publish> {
+    let bind: SocketAddr = super::build::address("bind", raw.bind.as_deref()?, report, base)?;
+    let token = match raw.token_file.as_deref() {
+        Some(file) => Some(super::build::token(file, report, base)?),
+        None => None,
+    };
+    let jwt = match raw.jwt_key_file.as_deref() {
+        None => None,
+        Some(file) => {
+            let read = files::read_secret(report.source, file);
+            let key = read.and_then(|key| VerifyingKey::from_text(&key).map_err(|error| error.to_string()));
+            match key {
+                Ok(key) => Some(Arc::new(key)),
+                Err(why) => {
+                    let fault = Fault::new("jwt_key_file", format!("{file:?}"), format!("a file with a key ({why})"));
+                    report.extend(base, Some(fault));
+                    return None;
+                }
+            }
+        }
+    };
+    if !bind.ip().to_canonical().is_loopback() && token.is_none() && jwt.is_none() {
+        let allowed =
+            "a loopback address; or a `token_file` or `jwt_key_file` beside it, so that not everybody can publish";
+        report.extend(base, Some(Fault::new("bind", format!("\"{bind}\""), allowed)));
+        return None;
+    }
+    Some(Publish { bind, token, jwt })
+}

@@ -1,0 +1,112 @@
+//! What the user writes: fan-out for backends that opt in.
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use super::units::{Count, Size, Span};
+
+/// Who speaks of the channels of a rule's clients.
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum RawRuleBackplane {
+    /// Nobody.
+    Off,
+    /// The backend, by control messages of GRIP over its WebSocket.
+    Grip,
+}
+
+/// Fan-out: what is published once reaches the clients of every gateway that is subscribed to it.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawBackplane {
+    /// A short name of the region that this gateway's engine serves; it is in every position. Default `local`. 1 to 32
+    /// lower-case letters, digits and `-`.
+    pub region: Option<String>,
+    /// Where publications are kept. Default `memory`: in this process alone, and lost with it.
+    pub engine: Option<RawEngine>,
+    /// How much is kept of each channel.
+    pub history: RawHistory,
+    /// How long a publication with the same id is known to be the same. Default 5m, 1s to 1d. Short lets a publisher
+    /// that tries again publish twice.
+    pub dedupe_window: Option<Span>,
+    /// Where publishers publish. Default: nowhere.
+    pub publish: Option<RawPublish>,
+    /// How backends know this gateway.
+    pub grip: RawGrip,
+}
+
+/// Where publications are kept.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum RawEngine {
+    /// In this process.
+    Name(RawEngineName),
+    /// In Redis.
+    Redis(RawRedisEngine),
+}
+
+/// In this process.
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum RawEngineName {
+    Memory,
+}
+
+/// In Redis or Valkey.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawRedisEngine {
+    /// The server. Required.
+    pub redis: RawRedis,
+}
+
+/// The server of a Redis engine.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+#[schemars(extend("required" = ["url"]))]
+pub struct RawRedis {
+    /// `redis://HOST:PORT`, or `rediss://HOST:PORT` for TLS. Required. No password in it: see `password_file`.
+    pub url: Option<String>,
+    /// The user. Default: Redis's `default`.
+    pub username: Option<String>,
+    /// A file with the password. Default: none.
+    pub password_file: Option<String>,
+}
+
+/// How much is kept of each channel: what a client that comes back can be given.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawHistory {
+    /// Publications. Default 1000, 1 to 100000.
+    pub max_messages: Option<Count>,
+    /// Their age. Default 5m, 1s to 1d.
+    pub max_age: Option<Span>,
+    /// Their bytes. Default 1MiB, 1KiB to 1GiB. A larger publication is refused.
+    pub max_bytes: Option<Size>,
+}
+
+/// Where publishers publish: `POST /publish`, as GRIP has it.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+#[schemars(extend("required" = ["bind"]))]
+pub struct RawPublish {
+    /// An address and port; port 0 takes a free one. GRIP's own port is 5561. Required. Beyond loopback it needs
+    /// `token_file` or `jwt_key_file`.
+    pub bind: Option<String>,
+    /// A file with a token that publishers bear, 16 characters at least. Default: none.
+    pub token_file: Option<String>,
+    /// A file with the key of the JSON Web Tokens that publishers bear: a secret (HS256), `base64:` and a secret, or a
+    /// public key in PEM (ES256, RS256). Default: none.
+    pub jwt_key_file: Option<String>,
+}
+
+/// How backends know this gateway.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawGrip {
+    /// A file with the key that `Grip-Sig` is signed with: a secret (HS256), `base64:` and a secret, or a private key in
+    /// PEM (ES256, RS256). Default: none, and there is no `Grip-Sig`.
+    pub sig_key_file: Option<String>,
+    /// The `iss` of `Grip-Sig`. Default `sluicegate`.
+    pub sig_iss: Option<String>,
+}
