@@ -28,6 +28,8 @@ pub struct Pending {
     replayed: usize,
     /// How many events from the front are in the request in flight.
     sent: Option<usize>,
+    /// Whether a message waits outside because it had no room.
+    blocked: bool,
     max_bytes: usize,
     max_events: usize,
 }
@@ -51,7 +53,7 @@ pub enum PushError {
     /// Its content alone is longer than [`Limits::buffered_bytes`]: it can never be sent.
     #[error("message is too long for a request")]
     TooLong,
-    /// There is no room for it now: the client is not to be read. [`Pending::room_bytes`] tells before.
+    /// There is no room for it now: the client is not to be read, and it is to be pushed again after the next answer.
     #[error("too many messages wait")]
     Full,
 }
@@ -78,6 +80,7 @@ impl Pending {
             content_bytes: 0,
             replayed: 0,
             sent: None,
+            blocked: false,
             max_bytes: limits.buffered_bytes,
             max_events: limits.buffered_events,
         }
@@ -96,8 +99,10 @@ impl Pending {
         let full = self.events.len() >= self.max_events
             || content.len() > self.max_bytes - self.content_bytes.min(self.max_bytes);
         if full && matches!(kind, EventKind::Message(_)) {
+            self.blocked = true;
             return Err(PushError::Full);
         }
+        self.blocked = false;
         self.content_bytes += content.len();
         self.events.push_back((kind, content));
         Ok(())
@@ -113,10 +118,17 @@ impl Pending {
         self.sent.is_some()
     }
 
-    /// Whether there is a reason for a request now: an event that was not sent yet, and no request in flight. What an
-    /// answer did not take is none by itself: it waits for a new event or for the poll.
+    /// Whether there is a reason for a request now: no request in flight, and an event that was not sent yet. What an
+    /// answer did not take is none by itself: it waits for a new event or for the poll, unless there is no room for a new
+    /// event.
     pub fn wants_request(&self) -> bool {
-        self.sent.is_none() && self.events.len() > self.replayed
+        let new = self.events.len() > self.replayed;
+        self.sent.is_none() && (new || (!self.events.is_empty() && self.is_full()))
+    }
+
+    /// Whether nothing can be added before an answer takes something.
+    fn is_full(&self) -> bool {
+        self.blocked || self.room_bytes() == 0
     }
 
     /// Begins a request with all events, or with the first one only, and writes its body. With none it is a poll.
@@ -167,7 +179,7 @@ impl Pending {
         }
         let everything = left == offered;
         // One event only was sent, or as many bytes or events wait as may: nothing can come to it.
-        let full = self.room_bytes() == 0 || self.events.len() > sent;
+        let full = self.is_full() || self.events.len() > sent;
         let mut gone = 0;
         let mut cut = false;
         while gone < sent {
@@ -288,6 +300,21 @@ mod tests {
         let mut one = pending(&["ab", "c"]);
         assert_eq!(begin(&mut one, true), ("TEXT 2|ab|".to_owned(), 0));
         assert_eq!(one.answered(Some(0)), Err(AnswerError::NoProgress));
+    }
+
+    #[test]
+    fn a_message_without_room_is_a_reason_to_ask_again() {
+        let mut pending = pending(&["0123456789", "012345678"]);
+        begin(&mut pending, false);
+        assert_eq!(pending.answered(Some(1)), Ok(()));
+        assert!(!pending.wants_request());
+        assert_eq!(pending.push(TEXT, Bytes::from_static(&[b'x'; 12])), Err(PushError::Full));
+        assert!(pending.wants_request());
+        assert_eq!(begin(&mut pending, false).1, 18);
+        assert_eq!(pending.answered(Some(1)), Ok(()));
+        assert!(pending.wants_request());
+        begin(&mut pending, false);
+        assert_eq!(pending.answered(Some(0)), Err(AnswerError::NoProgress));
     }
 
     #[test]

@@ -114,6 +114,9 @@ pub struct Added<'a> {
 }
 
 /// Takes from a client's request what belongs to its hop, its extensions, and all that begins with `Grip-`.
+///
+/// A gateway of ours in front of this one is the exception, which a caller knows by a `Grip-Sig` that verifies: its
+/// request goes on as it is, and GRIP is left to it.
 pub fn strip_request(headers: &mut HeaderMap) {
     for name in &HOP {
         headers.remove(name);
@@ -127,7 +130,9 @@ pub fn strip_request(headers: &mut HeaderMap) {
 /// A value that cannot stand in a header, such as a channel with a line end.
 pub fn add_request(headers: &mut HeaderMap, added: &Added<'_>) -> Result<(), ValueError> {
     if let Some(signature) = added.signature {
-        headers.insert(GRIP_SIG, HeaderValue::from_str(signature)?);
+        let mut signature = HeaderValue::from_str(signature)?;
+        signature.set_sensitive(true);
+        headers.insert(GRIP_SIG, signature);
     }
     if !added.features.is_empty() {
         let names: Vec<String> = added.features.iter().map(|feature| feature.name()).collect();

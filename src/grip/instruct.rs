@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::control::KeepAliveMode;
 use super::filters::{Filters, FiltersError};
-use super::json::Object;
+use super::json::{Object, shown};
 use super::meta::Meta;
 use super::parameters::{Element, pair, split};
 use super::{FormatError, Limits, publish};
@@ -236,8 +236,8 @@ fn channel(name: String, prev_id: Option<String>, filters: &[&str], limits: &Lim
     }
     let filters = Filters::from_names(filters.iter().copied(), limits).map_err(|error| {
         FormatError::new(match error {
-            FiltersError::TooMany => format!("too many filters for channel '{name}'"),
-            FiltersError::Unknown => format!("unknown filter for channel '{name}'"),
+            FiltersError::TooMany => format!("too many filters for channel '{}'", shown(&name)),
+            FiltersError::Unknown => format!("unknown filter for channel '{}'", shown(&name)),
         })
     })?;
     Ok(Channel { name, prev_id, filters })

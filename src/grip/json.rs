@@ -32,6 +32,11 @@ impl FormatError {
     }
 }
 
+/// A name that the sender chose, as a message shows it: its first 64 characters, none of them a control character.
+pub(super) fn shown(name: &str) -> String {
+    name.chars().take(64).map(|char| if char.is_control() { char::REPLACEMENT_CHARACTER } else { char }).collect()
+}
+
 /// An object that is taken apart: each field is taken out once.
 #[derive(Debug)]
 pub(super) struct Object {
@@ -160,7 +165,7 @@ impl Object {
         let Some(object) = self.object("meta", "'meta'")? else { return Ok(meta) };
         for (name, value) in object.fields {
             let Value::String(value) = value else {
-                return Err(FormatError::new(format!("'meta' contains '{name}' with wrong type")));
+                return Err(FormatError::new(format!("'meta' contains '{}' with wrong type", shown(&name))));
             };
             meta.set(&name, &value, limits).map_err(|error| FormatError::new(format!("'meta': {error}")))?;
         }
@@ -175,7 +180,7 @@ impl Object {
             Some(Value::Object(fields)) => {
                 for (name, value) in fields {
                     let Value::String(value) = value else {
-                        return Err(FormatError::new(format!("headers contains '{name}' with wrong type")));
+                        return Err(FormatError::new(format!("headers contains '{}' with wrong type", shown(&name))));
                     };
                     headers.push((name, value));
                 }

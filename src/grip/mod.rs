@@ -35,6 +35,7 @@ mod parameters;
 pub mod position;
 pub mod publish;
 pub mod resume;
+pub mod retry;
 pub mod signature;
 
 pub use json::FormatError;

@@ -353,6 +353,7 @@ mod tests {
             (r#""no-seq":1"#, "publish item object contains 'no-seq' with wrong type"),
             (r#""meta":[]"#, "publish item object contains 'meta' with wrong type"),
             (r#""meta":{"a":1}"#, "'meta' contains 'a' with wrong type"),
+            (r#""meta":{"a\r\n":1}"#, "'meta' contains 'a\u{fffd}\u{fffd}' with wrong type"),
         ] {
             assert_eq!(one(&format!("{hint},{fields}")), Err(format!("Invalid format: {expected}")), "{fields}");
         }

@@ -414,6 +414,24 @@ XwIDAQAB
     }
 
     #[test]
+    fn a_token_of_the_standard_with_an_ec_key_verifies() {
+        // RFC 7515, A.3. The key is given there by its coordinates.
+        let coordinates =
+            ["f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU", "x_FEzRu9m36HLN_tue659LNpXW6pCyStikYjKIWI5a0"];
+        let mut der = b"\x30\x59\x30\x13\x06\x07\x2a\x86\x48\xce\x3d\x02\x01\x06\x08\x2a\x86\x48\xce\x3d\x03\x01\x07\x03\x42\0\x04".to_vec();
+        for coordinate in coordinates {
+            der.extend(URL_SAFE_NO_PAD.decode(coordinate).unwrap());
+        }
+        let key =
+            verifying(&format!("-----BEGIN PUBLIC KEY-----\n{}\n-----END PUBLIC KEY-----\n", STANDARD.encode(der)));
+        let claims = RFC_TOKEN.split('.').nth(1).unwrap();
+        let signature = "DtEhU3ljbEg8L38VWAfUAqOyKAM6-Xx-F4GawxaepmXFCgfTjDxw5djxLa8ISlSApmWQxfKTUJqPP3-Kg6NU1Q";
+        let token = format!("eyJhbGciOiJFUzI1NiJ9.{claims}.{signature}");
+        assert_eq!(key.verify(token.as_bytes(), Some("joe"), 1_300_819_379), Ok(()));
+        assert_eq!(key.verify(RFC_TOKEN.as_bytes(), Some("joe"), 1_300_819_379), Err(VerifyError::Algorithm));
+    }
+
+    #[test]
     fn each_kind_of_key_signs_what_its_other_half_verifies() {
         let ec = rcgen::KeyPair::generate().unwrap();
         for (private, public, algorithm) in [
