@@ -79,6 +79,7 @@ contract! {
     a_log_is_read_in_parts
     nothing_is_pushed_behind_the_end_of_a_subscription
     a_second_subscription_takes_the_place_of_the_first
+    an_end_that_nobody_waited_for_does_not_end_the_next_subscription
     a_full_sink_is_told_of_and_nothing_is_lost
     many_channels_share_a_sink
     names_and_payloads_are_any_bytes
@@ -382,6 +383,25 @@ async fn a_second_subscription_takes_the_place_of_the_first<F: Future<Output = M
     second.until("m2").await;
     assert_eq!(second.ids(), ["m2"]);
     assert_eq!(first.try_next(), None);
+}
+
+async fn an_end_that_nobody_waited_for_does_not_end_the_next_subscription<F: Future<Output = Made>>(
+    make: fn(Wish) -> F,
+) {
+    let made = make(Wish::default()).await;
+    for nth in 1..=50 {
+        let mut reader = Reader::subscribe(&made.engine, "a", SinkLimit::default()).await;
+        let id = format!("m{nth}");
+        publish(&made.engine, "a", &id).await;
+        reader.until(&id).await;
+        assert_eq!((reader.ids(), reader.disruptions), (vec![id.as_str()], 0));
+        // Begun, and dropped before it came to its end; so is a subscription.
+        let (other, _source) = sink(SinkLimit::default());
+        let _ = futures_util::FutureExt::now_or_never(made.engine.unsubscribe(&channel("a")));
+        if nth % 2 == 0 {
+            let _ = futures_util::FutureExt::now_or_never(made.engine.subscribe(&channel("a"), &other));
+        }
+    }
 }
 
 async fn a_full_sink_is_told_of_and_nothing_is_lost<F: Future<Output = Made>>(make: fn(Wish) -> F) {

@@ -35,7 +35,8 @@ pub struct Settings {
     /// How many ids are remembered for each channel; then the oldest is forgotten before its time. Default 10,000.
     pub max_ids: usize,
     /// Bytes of all channels: payloads, and about 100 for each entry and each id. Default 256 MiB. When it is passed, the
-    /// channels that were not published on for longest lose their entries and ids, and readers are told of a gap.
+    /// channels that were not published on for longest lose their entries and ids, and readers are told of a gap; the one
+    /// that is being published on keeps its own.
     pub max_bytes: usize,
     /// Channels that have a log. Default 100,000. When it is passed, the one that was not published on for longest loses
     /// its log.
