@@ -82,7 +82,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
         if !head.starts_with("HTTP/1.1 101") {
             return Err(head.into());
         }
-        Ok(Self { stream, peer: Sender::Server, buffer: Vec::new(), at: 0 })
+        Ok(Self::over(stream))
+    }
+
+    /// The same on a stream that a handshake has opened already.
+    pub fn over(stream: S) -> Self {
+        Self { stream, peer: Sender::Server, buffer: Vec::new(), at: 0 }
     }
 
     /// The connection, to be written to and read as it comes. What was read of it is lost.
