@@ -5,7 +5,7 @@ CARGO ?= cargo
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build test fmt lint doc deny check-examples conformance conformance-short attacks exhaustion fuzz \
+.PHONY: help demo build test fmt lint doc deny check-examples conformance conformance-short conformance-fronts attacks exhaustion fuzz \
 	coverage bench
 
 help: ## Show this list
@@ -57,6 +57,10 @@ conformance: build ## Run all of Autobahn|Testsuite, and write docs/conformance.
 conformance-short: build ## Run the part of it that CI does (a minute, needs CPython 2.7)
 	@scripts/setup conformance
 	@SLUICEGATE=$(abspath $(TARGET)/debug/sluicegate) node tests/conformance/short.mjs
+
+conformance-fronts: build ## Run the part of it on frames over HTTP/1.1 and HTTP/2, clear and TLS (needs CPython 2.7)
+	@scripts/setup conformance
+	@SLUICEGATE=$(abspath $(TARGET)/debug/sluicegate) node tests/conformance/fronts.mjs
 
 attacks: ## Play every attack against a backend, through nginx and through the gateway; writes docs/attacks.md
 	@scripts/setup test
