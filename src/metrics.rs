@@ -22,7 +22,7 @@ use crate::cause::{Cause, Refusal};
 use crate::events;
 use crate::ws::close::CloseCode;
 
-pub use backplane::BackplaneMetrics;
+pub use backplane::{BackplaneMetrics, SubscriptionMark};
 
 /// The rule's name in metrics and logs before a rule is known.
 pub const NO_RULE: &str = "none";

@@ -2,14 +2,13 @@
 // many sessions and plain requests on one connection, before a backend on `ws`.
 
 import assert from "node:assert/strict";
-import { execFileSync } from "node:child_process";
 import { once } from "node:events";
 import { rm } from "node:fs/promises";
 import { join } from "node:path";
 import { after, before, test } from "node:test";
 import { many, sha256 } from "./messages.mjs";
 import { ask, connectHttp2, openWebSocket } from "./clients/ws_http2.mjs";
-import { backend, client, gateway, temporaryFolder, total } from "./support.mjs";
+import { backend, certificates, client, gateway, temporaryFolder, total } from "./support.mjs";
 
 const SESSIONS = 30;
 const TEXTS = ["grüße", "", "long ".repeat(100_000), ...many(50)];
@@ -17,10 +16,8 @@ const TEXTS = ["grüße", "", "long ".repeat(100_000), ...many(50)];
 let folder, peer, clear, secure;
 before(async () => {
   folder = await temporaryFolder();
-  const [key, cert] = ["key.pem", "cert.pem"].map((name) => join(folder, name));
-  execFileSync("openssl", ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
-    "-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1",
-    "-keyout", key, "-out", cert], { stdio: "ignore" });
+  await certificates(folder, { local: ["localhost", "127.0.0.1"] });
+  const [key, cert] = ["local.key", "local.crt"].map((name) => join(folder, name));
   peer = await backend("backends/ws_echo.mjs", { PERMESSAGE_DEFLATE: "1" });
   const configuration = (listener) => `
 version: 1

@@ -11,7 +11,27 @@ fn root() -> &'static Path {
 
 fn files(folder: &str) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(root().join(folder)).expect("the folder");
-    entries.map(|entry| entry.expect("an entry").path()).collect()
+    entries
+        .map(|entry| entry.expect("an entry").path())
+        .filter(|path| path.extension().is_some_and(|of| of == "yaml"))
+        .collect()
+}
+
+/// The examples as files in a folder that has the certificate that one of them names, and the rules beside it.
+fn examples_in(folder: &Path) -> Vec<PathBuf> {
+    std::os::unix::fs::symlink(root().join("rules"), folder.join("rules")).expect("a link");
+    let folder = folder.join("examples");
+    std::fs::create_dir_all(folder.join("tls")).expect("a folder");
+    let rcgen::CertifiedKey { cert, signing_key } =
+        rcgen::generate_simple_self_signed(["app.example.com".to_owned()]).expect("a certificate");
+    std::fs::write(folder.join("tls/app.crt"), cert.pem()).expect("a certificate");
+    std::fs::write(folder.join("tls/app.key"), signing_key.serialize_pem()).expect("a key");
+    let copied = |path: PathBuf| {
+        let copy = folder.join(path.file_name().expect("a name"));
+        std::fs::copy(&path, &copy).expect("it can be copied");
+        copy
+    };
+    files("examples").into_iter().map(copied).collect()
 }
 
 fn printed(args: &[&str]) -> String {
@@ -57,7 +77,7 @@ fn the_shipped_files_fit_it() {
 #[test]
 fn what_config_prints_is_a_file_that_check_accepts() {
     let folder = tempfile::tempdir().expect("a folder");
-    for path in files("examples") {
+    for path in examples_in(folder.path()) {
         let printed_first = printed(&["config", "-c", &path.display().to_string()]);
         let copy = folder.path().join("effective.yaml").display().to_string();
         std::fs::write(&copy, &printed_first).expect("written");

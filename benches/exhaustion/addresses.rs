@@ -15,7 +15,7 @@ use super::{Backend, Result};
 
 /// The goal, and how long it is tried.
 const ADDRESSES: u64 = 1_000_000;
-const FOR: Duration = Duration::from_secs(45);
+const FOR: Duration = Duration::from_secs(300);
 const AT_ONCE: usize = 64;
 
 pub async fn measure() -> Result<()> {

@@ -7,10 +7,11 @@
 
 mod compression;
 mod fair;
+mod front;
+mod http2;
 mod plain;
 #[allow(dead_code, reason = "the other benchmark uses the rest")]
 mod proxy;
-mod tls;
 #[allow(dead_code, reason = "the other benchmark uses the rest")]
 mod wire;
 mod worst;
@@ -30,8 +31,8 @@ async fn main() -> Result<()> {
     if "fair".contains(&wanted) {
         fair::measure(backend).await?;
     }
-    if "tls".contains(&wanted) {
-        tls::measure(backend).await?;
+    if "front".contains(&wanted) {
+        front::measure(backend).await?;
     }
     if "worst".contains(&wanted) {
         worst::measure(backend).await?;

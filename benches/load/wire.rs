@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use sluicegate::ws::header::{FrameHeader, Opcode, Sender, parse};
+use sluicegate::ws::handshake::accept_for;
 use sluicegate::ws::mask;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -82,7 +83,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
         if !head.starts_with("HTTP/1.1 101") {
             return Err(head.into());
         }
-        Ok(Self { stream, peer: Sender::Server, buffer: Vec::new(), at: 0 })
+        Ok(Self::over(stream))
+    }
+
+    /// The same on a stream that a handshake has opened already.
+    pub fn over(stream: S) -> Self {
+        Self { stream, peer: Sender::Server, buffer: Vec::new(), at: 0 }
     }
 
     /// The connection, to be written to and read as it comes. What was read of it is lost.
@@ -182,9 +188,14 @@ async fn serve(mut stream: TcpStream) -> Result<()> {
     let head = read_head(&mut stream).await?;
     let offered = head.to_ascii_lowercase().contains("sec-websocket-extensions:");
     let answer = if offered { "Sec-WebSocket-Extensions: permessage-deflate\r\n" } else { "" };
+    // Over HTTP/2 the key is the gateway's own.
+    let lines = head.lines().filter_map(|line| line.split_once(": "));
+    let key = lines.filter(|(name, _)| name.eq_ignore_ascii_case("sec-websocket-key")).map(|(_, key)| key).next();
+    let accept = accept_for(key.unwrap_or_default().as_bytes());
+    let accept = String::from_utf8_lossy(&accept);
     let accept = format!(
         "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n{answer}\
-         Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n"
+         Sec-WebSocket-Accept: {accept}\r\n\r\n"
     );
     stream.write_all(accept.as_bytes()).await?;
     HANDSHAKES.fetch_add(1, Ordering::Relaxed);

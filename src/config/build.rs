@@ -72,7 +72,8 @@ pub fn build(main: &Source, rule_files: &[Source], faults: &mut Vec<ConfigFault>
     let probes = raw.probes.as_ref().and_then(OrOff::on).and_then(|raw| probes(raw, &mut report));
     let backplane_base = root.key("backplane");
     let backplane = raw.backplane.as_ref().map(|raw| build_backplane::build(raw, &backplane_base, &mut report));
-    binds_once(&listeners, admin.as_ref(), probes, &mut report);
+    let publish = backplane.as_ref().and_then(Option::as_ref).and_then(|backplane| backplane.publish.as_ref());
+    binds_once(&listeners, admin.as_ref(), [probes, publish.map(|publish| publish.bind)], &mut report);
     let trusted_proxies = TrustedProxies::new(&raw.trusted_proxies);
     let trusted_proxies = trusted_proxies.unwrap_or_else(|list| {
         report.extend(&root.key("trusted_proxies"), list);
@@ -345,13 +346,18 @@ fn probes(raw: &RawProbes, report: &mut Report<'_>) -> Option<SocketAddr> {
 }
 
 /// Faults of the admin address and that of the probes, where a listener has the same.
-fn binds_once(listeners: &[Listener], admin: Option<&Admin>, probes: Option<SocketAddr>, report: &mut Report<'_>) {
+fn binds_once(
+    listeners: &[Listener],
+    admin: Option<&Admin>,
+    [probes, publish]: [Option<SocketAddr>; 2],
+    report: &mut Report<'_>,
+) {
     let addresses = listeners.iter().filter_map(|listener| match listener.bind {
         Bind::Tcp(address) => Some(address),
         Bind::Unix { .. } => None,
     });
     let mut seen: Vec<SocketAddr> = addresses.collect();
-    for (key, bind) in [("admin", admin.map(|admin| admin.bind)), ("probes", probes)] {
+    for (key, bind) in [("admin", admin.map(|admin| admin.bind)), ("probes", probes), ("backplane.publish", publish)] {
         let Some(bind) = bind.filter(|bind| bind.port() != 0) else { continue };
         if seen.contains(&bind) {
             let fault = Fault::new("bind", format!("\"{bind}\" again"), "each address once");

@@ -124,3 +124,115 @@ fn publish(raw: &RawPublish, base: &KeyPath, report: &mut Report<'_>) -> Option<
     }
     Some(Publish { bind, token, jwt })
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::config::{CompressionMode, EngineKind, Loaded, Text, parse};
+
+    const FRONT: &str = "listeners: [{ name: public, bind: \"127.0.0.1:0\", hosts: [a.example] }]\n\
+                         upstreams: [{ name: chat, endpoints: [\"127.0.0.1:9001\"] }]\n";
+
+    fn read(text: &str) -> Result<Loaded, Vec<String>> {
+        let folder = tempfile::tempdir().expect("a folder");
+        for (name, text) in [("a.key", "0123456789abcdef\n"), ("short", "0123"), ("empty", "")] {
+            std::fs::write(folder.path().join(name), text).expect("written");
+        }
+        let name = folder.path().join("a.yaml").display().to_string();
+        let text = format!("{FRONT}{text}");
+        parse(Text { name: &name, text: &text }, &[], &|_| None).map_err(|faults| {
+            let start = format!("{}/", folder.path().display());
+            faults.iter().map(|fault| fault.to_string().trim_start_matches(&start).to_owned()).collect()
+        })
+    }
+
+    #[test]
+    fn a_rule_with_a_backplane_needs_no_more() {
+        let loaded = read("rules: [{ name: r, upstream: chat, backplane: grip }]\n").expect("sound");
+        let backplane = loaded.config.backplane.expect("the default");
+        assert!(matches!(backplane.engine, EngineKind::Memory));
+        assert!(backplane.publish.is_none() && backplane.signature.is_none());
+        assert_eq!(backplane.region.as_str(), "local");
+        assert_eq!(loaded.config.rules[0].compression, CompressionMode::Terminate);
+        assert!(loaded.config.rules[0].backplane);
+        let none = read("rules: [{ name: r, upstream: chat }]\n").expect("sound");
+        assert!(none.config.backplane.is_none());
+        assert_eq!(none.config.rules[0].compression, CompressionMode::Passthrough);
+    }
+
+    #[test]
+    fn everything_can_be_written() {
+        let text = "backplane:
+  region: eu-1
+  engine: { redis: { url: \"rediss://redis.internal:6379\", username: u, password_file: a.key } }
+  history: { max_messages: 10, max_age: 1h, max_bytes: 2MiB }
+  dedupe_window: 10m
+  publish: { bind: \"0.0.0.0:5561\", token_file: a.key, jwt_key_file: a.key }
+  grip: { sig_key_file: a.key, sig_iss: me }
+rules:
+  - name: r
+    upstream: chat
+    backplane: grip
+    slow_client: { max_queue_messages: 7, max_queue_bytes: 64KiB }
+";
+        let loaded = read(text).expect("sound");
+        let backplane = loaded.config.backplane.expect("written");
+        let EngineKind::Redis { url, username, password } = backplane.engine else { panic!("no Redis") };
+        assert_eq!((url.as_str(), username.as_deref()), ("rediss://redis.internal:6379", Some("u")));
+        assert_eq!(password.as_deref(), Some("0123456789abcdef"));
+        assert_eq!((backplane.retention.max_entries, backplane.retention.max_bytes), (10, 2 << 20));
+        assert_eq!(backplane.retention.max_age.as_secs(), 3600);
+        assert_eq!(backplane.dedupe_window.as_secs(), 600);
+        let publish = backplane.publish.expect("written");
+        assert!(publish.token.is_some() && publish.jwt.is_some());
+        assert_eq!(backplane.signature.expect("written").issuer, "me");
+        let queue = loaded.config.rules[0].queue;
+        assert_eq!((queue.max_messages, queue.max_bytes), (7, 64 << 10));
+    }
+
+    #[test]
+    fn faults_name_their_key() {
+        for (text, expected) in [
+            ("backplane: { region: \"E U\" }", "backplane.region: \"E U\"; allowed: 1 to 32 lower-case letters"),
+            ("backplane: { engine: { redis: { url: \"localhost\" } } }", "backplane.engine.redis.url: \"localhost\"; allowed"),
+            (
+                "backplane: { engine: { redis: { url: \"redis://u:secret@a:1\" } } }",
+                "backplane.engine.redis.url: a URL with a user; allowed",
+            ),
+            (
+                "backplane: { engine: { redis: { url: \"redis://a:1\", password_file: none } } }",
+                "backplane.engine.redis.password_file: \"none\"; allowed: a file that can be read",
+            ),
+            ("backplane: { history: { max_messages: 0 } }", "backplane.history.max_messages: 0; allowed: a number from 1"),
+            ("backplane: { dedupe_window: 2d }", "backplane.dedupe_window: \"2d\"; allowed: a duration from"),
+            ("backplane: { publish: {} }", "backplane.publish.bind: this key is missing"),
+            (
+                "backplane: { publish: { bind: \"0.0.0.0:1\" } }",
+                "backplane.publish.bind: \"0.0.0.0:1\"; allowed: a loopback address; or a `token_file`",
+            ),
+            (
+                "backplane: { publish: { bind: \"127.0.0.1:9901\" } }",
+                "backplane.publish.bind: \"127.0.0.1:9901\" again",
+            ),
+            (
+                "backplane: { publish: { bind: \"127.0.0.1:1\", token_file: short } }",
+                "backplane.publish.token_file: a token that is short",
+            ),
+            (
+                "backplane: { grip: { sig_key_file: empty } }",
+                "backplane.grip.sig_key_file: \"empty\"; allowed: a file with a key (key is empty)",
+            ),
+            ("backplane: { regions: {} }", "backplane.regions: this key is not in this version"),
+            (
+                "rules: [{ name: r, upstream: chat, backplane: grip, compression: passthrough }]",
+                "rules[0].compression: \"passthrough\"; allowed: terminate or refuse",
+            ),
+            (
+                "rules: [{ name: r, upstream: chat, slow_client: { max_queue_messages: 0 } }]",
+                "rules[0].slow_client.max_queue_messages: 0; allowed: a number from 1",
+            ),
+        ] {
+            let found = read(text).map(|_| ()).expect_err(text);
+            assert!(found.len() == 1 && found[0].contains(expected), "{text}\n{found:#?}");
+        }
+    }
+}

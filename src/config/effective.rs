@@ -60,6 +60,9 @@ pub fn build(main: &Source, rules: &[PlacedRule<'_>]) -> Effective {
     for key in ["probes", "limits", "backplane"] {
         whole.extend(tree.get(key).map(|value| (key.to_owned(), value.clone())));
     }
+    if let Some(backplane) = whole.get_mut("backplane") {
+        place_backplane(backplane, main);
+    }
     whole.insert("trusted_proxies".to_owned(), tree.get("trusted_proxies").cloned().unwrap_or_else(|| json!([])));
     let upstream_defaults = json!({ "balance": "least_connections", "connect_timeout": "5s" });
     let mut upstreams = each(tree.get("upstreams"), &upstream_defaults);
@@ -119,6 +122,28 @@ fn place_upstream(upstream: &mut Value, main: &Source) {
     }
     for endpoint in upstream.get_mut("endpoints").into_iter().flat_map(items) {
         make_socket_absolute(Some(endpoint), main);
+    }
+}
+
+/// What the backplane's paths lead to, and its defaults.
+fn place_backplane(backplane: &mut Value, main: &Source) {
+    let defaults = json!({
+        "region": "local",
+        "engine": "memory",
+        "history": { "max_messages": 1000, "max_age": "5m", "max_bytes": "1MiB" },
+        "dedupe_window": "5m",
+        "grip": { "sig_iss": "sluicegate" },
+    });
+    *backplane = over(&defaults, Some(backplane));
+    for (at_key, key) in [
+        ("engine.redis", "password_file"),
+        ("publish", "token_file"),
+        ("publish", "jwt_key_file"),
+        ("grip", "sig_key_file"),
+    ] {
+        if let Some(of) = at(backplane, at_key) {
+            make_absolute(of, key, main);
+        }
     }
 }
 
@@ -208,6 +233,11 @@ fn fill(rule: &mut Value, built: &Rule, place: &Place<'_>) {
     }
     if let Some(cookie) = at(rule, "sticky.cookie") {
         make_absolute(cookie, "secret_files", place.locate("sticky.cookie.secret_files").0);
+    }
+    if built.backplane && !place.is_written("compression")
+        && let Some(compression) = at(rule, "compression")
+    {
+        *compression = json!("terminate");
     }
     // What goes to clients is no secret.
     if let Some(Value::Object(set)) = at(rule, "request_headers.set") {

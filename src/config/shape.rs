@@ -307,8 +307,8 @@ mod tests {
 
     #[test]
     fn an_unknown_key_is_told_from_one_that_is_not_in_this_version() {
-        let found = faults(&format!("{FRONT}backplane: {{}}\nshutdwn: {{}}\nshutdown: {{ drian: 1s }}\nxyzzy: 1\n"));
-        assert_eq!(found[0], "a.yaml:3: backplane: this key is not in this version");
+        let found = faults(&format!("{FRONT}upgrade_socket: x\nshutdwn: {{}}\nshutdown: {{ drian: 1s }}\nxyzzy: 1\n"));
+        assert_eq!(found[0], "a.yaml:3: upgrade_socket: this key is not in this version");
         assert!(found[1].starts_with("a.yaml:4: shutdwn: unknown key; allowed: version, listeners, "), "{found:?}");
         assert!(found[1].ends_with("hint: did you mean `shutdown`?"), "{found:?}");
         assert_eq!(
@@ -324,7 +324,7 @@ mod tests {
             "listeners: [{ name: a, bind: \"unix:/x\" }]\n\
              upstreams: [{ name: b, endpoints: [\"unix:/x\"] }]\n\
              admin: { bind: \"unix:/x\" }\nprobes: { bind: \"unix:/x\" }\n\
-             defaults: { slow_client: { max_queue_bytes: 1MiB } }\n",
+             rules: [{ name: r, upstream: b, backplane: grip_http }]\n",
         );
         assert_eq!(found.len(), 3, "{found:#?}");
         assert!(found.iter().all(|fault| fault.contains("is not in this version")), "{found:#?}");

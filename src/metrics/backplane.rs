@@ -21,6 +21,7 @@ pub struct BackplaneMetrics {
     gaps: [IntCounter; 3],
     resumed: IntCounter,
     resumed_with_gap: IntCounter,
+    subscriptions: IntGauge,
     /// Whether the engine was reachable when it was last heard of: 1, or 0.
     pub up: IntGauge,
 }
@@ -52,6 +53,10 @@ impl BackplaneMetrics {
             gaps: WHYS.map(|(_, why)| gaps.with_label_values(&[why, region])),
             resumed: resumes.with_label_values(&["continuous"]),
             resumed_with_gap: resumes.with_label_values(&["gap"]),
+            subscriptions: register(
+                registry,
+                IntGauge::new("sluicegate_subscriptions", "Subscriptions of this node's clients that are in force"),
+            ),
             up: register(
                 registry,
                 IntGauge::with_opts(
@@ -60,6 +65,12 @@ impl BackplaneMetrics {
                 ),
             ),
         }
+    }
+
+    /// Counts a subscription that has come into force, until what this returns is dropped.
+    pub fn subscription(&self) -> SubscriptionMark {
+        self.subscriptions.inc();
+        SubscriptionMark(self.subscriptions.clone())
     }
 
     /// Counts a gap that subscribers are told of.
@@ -80,5 +91,15 @@ impl BackplaneMetrics {
                 self.gap(*why);
             }
         }
+    }
+}
+
+/// A subscription that is in force.
+#[derive(Debug)]
+pub struct SubscriptionMark(IntGauge);
+
+impl Drop for SubscriptionMark {
+    fn drop(&mut self) {
+        self.0.dec();
     }
 }

@@ -42,6 +42,10 @@ const FLUSH_TIMEOUT: Duration = Duration::from_secs(64);
 /// flood. Then its connection is given up, also where its Close frame is still awaited.
 pub(super) const MAX_DISCARDED_BYTES: usize = 16 << 20;
 
+/// What a frame counts there besides its bytes: about as many bytes as it takes time to look at. So a flood of pings ends
+/// at a megabyte.
+pub(super) const DISCARDED_FRAME_BYTES: usize = 64;
+
 impl Ending {
     pub(super) fn new(cause: Cause, close_timeout: Duration, now: Instant) -> Self {
         let originated = !matches!(cause, Cause::ClientClosed(_) | Cause::UpstreamClosed(_));

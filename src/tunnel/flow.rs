@@ -6,7 +6,7 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use super::Wire;
-use super::closing::MAX_DISCARDED_BYTES;
+use super::closing::{DISCARDED_FRAME_BYTES, MAX_DISCARDED_BYTES};
 use super::core::Core;
 use super::recode::FrameBuffer;
 use super::side::{HELD_BYTES, READ_BYTES, Side};
@@ -318,22 +318,23 @@ fn on_pong<S: Wire>(from: &mut Side<S>, core: &mut Core, endpoint_answers: &Atom
     }
 }
 
-/// After the end was originated a side's bytes are dropped; only its Close frame still means something. Returns how many
-/// were dropped.
+/// After the end was originated a side's bytes are dropped; only its Close frame still means something. Returns how much
+/// was dropped, frames counted as well as bytes.
 fn look_for_close<S: Wire>(from: &mut Side<S>, input: &[u8], work: &mut Work) -> usize {
-    let mut at = 0;
+    let (mut at, mut frames) = (0, 0);
     from.scanner.ignore_content();
     while !from.end.close_received && !from.end.unreadable {
         if work.read_is_used_up() {
             from.put_back(&input[at..]);
-            return at;
+            return at + frames * DISCARDED_FRAME_BYTES;
         }
         work.on_frame();
+        frames += 1;
         match from.scanner.next(&input[at..]) {
             Err(_) => from.end.unreadable = true,
             Ok(Step::NeedMore) => {
                 from.hold(&input[at..]);
-                return at;
+                return at + frames * DISCARDED_FRAME_BYTES;
             }
             Ok(Step::Header { len, .. } | Step::Payload { len, .. }) => at += len,
             Ok(Step::Control { header, header_len }) => {
@@ -342,7 +343,7 @@ fn look_for_close<S: Wire>(from: &mut Side<S>, input: &[u8], work: &mut Work) ->
             }
         }
     }
-    input.len()
+    input.len() + frames * DISCARDED_FRAME_BYTES
 }
 
 fn blame(role: Sender, rule: ProtocolError) -> Cause {

@@ -12,7 +12,7 @@ import { mkdir, readFile, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import WebSocket from "ws";
-import { backend, freePort, gateway, serve, temporaryFolder } from "../support.mjs";
+import { backend, certificates, freePort, gateway, serve, temporaryFolder } from "../support.mjs";
 
 const root = fileURLToPath(new URL("../..", import.meta.url));
 const requirements = readFileSync(join(root, "tests/conformance/requirements.txt"), "utf8");
@@ -30,9 +30,9 @@ const LIMITS = {
   terminate: `defaults: { compression: terminate, message: { ${SIZES} } }`,
 };
 
-const configuration = (port, limits, rule = "") => `
+const configuration = (port, limits, rule = "", listener = "") => `
 version: 1
-listeners: [{ name: public, bind: "127.0.0.1:0" }]
+listeners: [{ name: public, bind: "127.0.0.1:0"${listener} }]
 admin: { bind: "127.0.0.1:0" }
 upstreams: [{ name: app, endpoints: ["127.0.0.1:${port}"] }]
 ${limits}
@@ -43,16 +43,34 @@ rules:
 
 /** The suite's client, before a backend on Node's `ws`; `cases` are patterns such as `6.*`. A table for each run. */
 export function againstServers(runs, cases, minutes) {
-  return playServers("servers", async (gate) => ({ url: gate.ws, stop() {} }), runs, cases, minutes);
+  return playServers("servers", Object.fromEntries(runs.map((run) => [run, { run }])), cases, minutes);
 }
 
 /** The same over HTTP/2: HAProxy before the gateway makes an extended CONNECT of each handshake. */
 export function againstServersOverHttp2(runs, cases, minutes) {
-  return playServers("servers-http2", overHttp2, runs, cases, minutes);
+  const agents = runs.map((run) => [run, { run, front: "http2" }]);
+  return playServers("servers-http2", Object.fromEntries(agents), cases, minutes);
 }
 
-/** HAProxy, HTTP/1.1 before it and HTTP/2 behind it. */
-async function overHttp2(gate) {
+/** The same directly, and through the gateway's defaults over each of these: a table for each. */
+export function againstFronts(cases, minutes) {
+  const fronts = ["http1", "http1-tls", "http2", "http2-tls"];
+  const agents = fronts.map((front) => [front, { run: "defaults", front }]);
+  return playServers("fronts", Object.fromEntries([["direct", { run: "direct" }], ...agents]), cases, minutes);
+}
+
+// What HAProxy says to the gateway where it stands before it: the suite's client has neither TLS that is of today nor
+// HTTP/2. And the protocol that each session then has in the gateway's log.
+const BRIDGES = {
+  "http1-tls": ["ssl verify none alpn http/1.1", "h1"],
+  http2: ["proto h2 ws h2", "h2"],
+  "http2-tls": ["ssl verify none alpn h2 ws h2", "h2"],
+};
+
+/** What the suite's client connects to for a gateway, and how that is stopped. */
+async function before(front, gate) {
+  if (!(front in BRIDGES)) return { url: gate.ws, stop() {} };
+  const [words, wanted] = BRIDGES[front];
   const folder = await temporaryFolder();
   const [file, port] = [join(folder, "haproxy.cfg"), await freePort()];
   await writeFile(file, `
@@ -66,7 +84,7 @@ defaults
   timeout tunnel 60s
 listen app
   bind 127.0.0.1:${port}
-  server gateway 127.0.0.1:${gate.port} proto h2 ws h2
+  server gateway 127.0.0.1:${gate.port} ${words}
 `);
   const stop = await serve("haproxy", ["-db", "-f", file], [port]);
   return {
@@ -75,34 +93,38 @@ listen app
       await stop();
       await rm(folder, { recursive: true, force: true });
       const sessions = gate.log.filter(({ event }) => event === "session");
-      if (sessions.length === 0 || sessions.some(({ protocol }) => protocol !== "h2")) {
-        throw new Error("not every session came over HTTP/2");
+      if (sessions.length === 0 || sessions.some(({ protocol }) => protocol !== wanted)) {
+        throw new Error(`not every session of ${front} came over ${wanted}`);
       }
     },
   };
 }
 
-async function playServers(name, before, runs, cases, minutes) {
+/** `agents`: by their names, the run of each, and over what it comes to the gateway. */
+async function playServers(name, agents, cases, minutes) {
   const folder = await reports(name);
+  const pair = join(folder, "gateway");
+  await certificates(folder, { gateway: ["localhost", "127.0.0.1"] });
+  const tls = `, tls: { certificates: [{ cert_file: "${pair}.crt", key_file: "${pair}.key" }] }`;
   const peer = await backend("backends/ws_echo.mjs", { PERMESSAGE_DEFLATE: "1" });
   const [gates, fronts] = [[], []];
   try {
     const servers = [];
-    for (const run of runs) {
+    for (const [agent, { run, front }] of Object.entries(agents)) {
       if (run === "direct") {
-        servers.push({ agent: run, url: peer.ws });
+        servers.push({ agent, url: peer.ws });
       } else {
-        const gate = await gateway(configuration(peer.port, LIMITS[run]));
+        const gate = await gateway(configuration(peer.port, LIMITS[run], "", front?.endsWith("-tls") ? tls : ""));
         gates.push(gate);
-        const front = await before(gate);
-        fronts.push(front);
-        servers.push({ agent: run, url: front.url });
+        const bridge = await before(front, gate);
+        fronts.push(bridge);
+        servers.push({ agent, url: bridge.url });
       }
     }
     const spec = join(folder, "spec.json");
     await writeFile(spec, JSON.stringify({ outdir: folder, servers, cases }));
     await wstest(["-m", "fuzzingclient", "-s", spec], minutes);
-    return await results(folder, runs);
+    return await results(folder, Object.keys(agents));
   } finally {
     await Promise.all(fronts.map((front) => front.stop()));
     await Promise.all([peer, ...gates].map((process) => process.stop()));

@@ -13,7 +13,7 @@ use super::window::Window;
 use crate::backplane::engine::{Channel, Entry, MessageId, Retention, Slice};
 use crate::backplane::position::{Place, Position};
 use crate::backplane::recover::{Log, Recovery, ReplayLimit, Why, recover};
-use crate::metrics::BackplaneMetrics;
+use crate::metrics::{BackplaneMetrics, SubscriptionMark};
 
 /// How long a channel that nobody is subscribed to is kept: clients that reconnect find it as it was.
 pub(super) const LINGER: Duration = Duration::from_secs(5);
@@ -56,6 +56,8 @@ pub(super) enum Task {
 struct Subscriber {
     inbox: Arc<Inbox>,
     stand: Stand,
+    /// Since it is in force.
+    mark: Option<SubscriptionMark>,
 }
 
 #[derive(Debug)]
@@ -107,7 +109,7 @@ impl Local {
     pub(super) fn subscribe(&mut self, id: u64, inbox: Arc<Inbox>, from: From, limit: ReplayLimit) {
         self.idle_since = None;
         inbox.forget(&self.name);
-        self.subscribers.insert(id, Subscriber { inbox, stand: Stand::Waiting { from, limit, checked: false } });
+        self.subscribers.insert(id, Subscriber { inbox, stand: Stand::Waiting { from, limit, checked: false }, mark: None });
     }
 
     pub(super) fn unsubscribe(&mut self, id: u64, now: Instant) {
@@ -307,7 +309,7 @@ impl Local {
             .map(|(id, _)| *id)
             .collect();
         for id in waiting {
-            let Some(Subscriber { inbox, stand: Stand::Waiting { from, limit, .. } }) = self.subscribers.get(&id)
+            let Some(Subscriber { inbox, stand: Stand::Waiting { from, limit, .. }, .. }) = self.subscribers.get(&id)
             else {
                 continue;
             };
@@ -326,6 +328,7 @@ impl Local {
             };
             if let Some(subscriber) = self.subscribers.get_mut(&id) {
                 subscriber.stand = stand;
+                subscriber.mark = Some(metrics.subscription());
             }
             self.feed(id);
         }

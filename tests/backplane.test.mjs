@@ -1,0 +1,220 @@
+// Fan-out with the libraries of GRIP's users as npm and PyPI serve them: a backend that subscribes its clients by
+// @fanoutio/grip, publishers on @fanoutio/grip and pubcontrol; one gateway on its own memory, and two on one Redis.
+
+import assert from "node:assert/strict";
+import { once } from "node:events";
+import { rm } from "node:fs/promises";
+import { after, before, test } from "node:test";
+import { Publisher, WebSocketMessageFormat, Item } from "@fanoutio/grip";
+import WebSocket from "ws";
+import { backend, client, clientIn, eventually, freePort, gateway, serve, temporaryFolder, total } from "./support.mjs";
+
+const KEY = "a-secret-of-publishers-and-of-the-gateway";
+
+const configuration = (port, engine, publish = "") => `
+version: 1
+listeners: [{ name: public, bind: "127.0.0.1:0" }]
+admin: { bind: "127.0.0.1:0" }
+upstreams: [{ name: app, endpoints: ["127.0.0.1:${port}"] }]
+backplane:
+  engine: ${engine}
+  publish: { bind: "127.0.0.1:0"${publish} }
+  grip: { sig_key_file: grip.key }
+rules:
+  - { name: app, match: { path_prefix: /plain }, upstream: app }
+  - { name: rooms, upstream: app, backplane: grip }
+`;
+
+/** A gateway, and where it takes publications. */
+async function start(port, engine, publish) {
+  const gate = await gateway(configuration(port, engine, publish), { "grip.key": KEY, "publish.key": KEY });
+  const { address } = await gate.line({ event: "listening", listener: "publish" });
+  return { ...gate, publish: `http://${address}` };
+}
+
+/** A client of a room: what it was sent, and a way to wait for so much of it. */
+async function enter(gate, path, options = {}) {
+  const socket = new WebSocket(`${gate.ws}/${path}`, options);
+  const got = [];
+  socket.on("message", (data, isBinary) => got.push(isBinary ? data : data.toString()));
+  await once(socket, "open");
+  await eventually(() => got, (texts) => texts.length > 0);
+  return {
+    socket,
+    got,
+    has: (count) => eventually(() => got, (texts) => texts.length >= count),
+    async leave() {
+      socket.close();
+      await once(socket, "close");
+    },
+  };
+}
+
+const subscribers = (gate, channels) =>
+  eventually(() => gate.metrics(), (text) => total(text, "sluicegate_subscriptions") === channels);
+
+const post = (gate, items, headers = {}) =>
+  fetch(`${gate.publish}/publish/`, { method: "POST", headers, body: JSON.stringify({ items }) });
+const item = (channel, id, content, more = {}) => ({ channel, id, formats: { "ws-message": { content } }, ...more });
+
+let peer, gate;
+before(async () => {
+  peer = await backend("backends/grip_rooms.mjs", { GRIP_KEY: KEY });
+  gate = await start(peer.port, "memory");
+});
+after(() => Promise.all([gate?.stop(), peer?.stop()]));
+
+test("what is published once reaches everyone in the room, and nobody else", async () => {
+  const [ann, bob, eve] = await Promise.all([enter(gate, "tea"), enter(gate, "tea?user=bob"), enter(gate, "coffee")]);
+  await subscribers(gate, 3);
+  const publisher = new Publisher({ control_uri: gate.publish });
+  await publisher.publish("tea", new Item(new WebSocketMessageFormat("from npm"), "tea-1"));
+  const python = await client("clients/pubcontrol_publish.py", gate.publish, "tea", "tea-2", "from PyPI", "bob");
+  assert.equal(python.exit, 0, JSON.stringify(python));
+  await ann.has(3);
+  await publisher.publish("tea", new Item(new WebSocketMessageFormat(Buffer.from([0, 255])), "tea-3"));
+  await bob.has(3);
+  assert.deepEqual(ann.got.slice(0, 3), ["welcome", "from npm", "from PyPI"]);
+  // Its own message does not come back to bob, by the filter skip-self.
+  assert.deepEqual(bob.got, ["welcome", "from npm", Buffer.from([0, 255])]);
+  ann.socket.send("hello");
+  await ann.has(5);
+  assert.deepEqual(ann.got.slice(3), [Buffer.from([0, 255]), "you said: hello"]);
+  assert.deepEqual(eve.got, ["welcome"]);
+  await Promise.all([ann.leave(), bob.leave(), eve.leave()]);
+  const metrics = await gate.metrics();
+  assert.equal(total(metrics, "sluicegate_publishes_total", { result: "stored" }), 3);
+});
+
+test("a client that comes back gets what it missed, once and in order, or hears of the gap", async () => {
+  const first = await enter(gate, "resume");
+  await subscribers(gate, 1);
+  for (const at of [1, 2]) assert.equal((await post(gate, [item("resume", `r-${at}`, `text ${at}`)])).status, 200);
+  await first.has(3);
+  await first.leave();
+  for (const at of [3, 4]) await post(gate, [item("resume", `r-${at}`, `text ${at}`)]);
+  assert.equal(await (await post(gate, [item("resume", "r-4", "text 4 again")])).text(), "Published\n");
+  const again = await enter(gate, "resume?prev=r-2");
+  await again.has(3);
+  await post(gate, [item("resume", "r-5", "text 5")]);
+  await again.has(4);
+  assert.deepEqual(again.got, ["welcome", "text 3", "text 4", "text 5"]);
+  const lost = await enter(gate, "resume?prev=unknown");
+  await lost.has(2);
+  assert.deepEqual(lost.got, ["welcome", "gap"]);
+  const metrics = await gate.metrics();
+  assert.deepEqual(
+    ["continuous", "gap"].map((result) => total(metrics, "sluicegate_resumes_total", { result })), [1, 1]);
+  assert.equal(total(metrics, "sluicegate_publishes_total", { result: "repeated" }), 1);
+  await Promise.all([again.leave(), lost.leave()]);
+});
+
+test("closes pass, compressed clients are served, and Grip headers of clients are not believed", async () => {
+  const one = await enter(gate, "closing", { perMessageDeflate: true, headers: { "grip-sig": "forged", "grip-x": "y" } });
+  assert.equal(one.socket.extensions, "permessage-deflate");
+  one.socket.send("close");
+  assert.deepEqual((await once(one.socket, "close")).map(String), ["4001", "asked for"]);
+  const headers = await (await fetch(`${gate.http}/headers`, { headers: { "grip-sig": "forged" } })).json();
+  assert.equal(headers["grip-sig"], undefined);
+  const two = await enter(gate, "closing");
+  await subscribers(gate, 1);
+  await post(gate, [{ channel: "closing", formats: { "ws-message": { action: "close", code: 4002, reason: "over" } } }]);
+  assert.deepEqual((await once(two.socket, "close")).map(String), ["4002", "over"]);
+  const line = await gate.line({ event: "session", close_code: 4002 });
+  assert.deepEqual([line.cause, line.rule], ["upstream_closed", "rooms"]);
+});
+
+test("a backend that does not opt in is proxied as ever", async () => {
+  const echo = await backend("backends/ws_echo.mjs", { PERMESSAGE_DEFLATE: "1" });
+  const plain = await start(echo.port, "memory");
+  try {
+    const socket = new WebSocket(`${plain.ws}/echo`);
+    await once(socket, "open");
+    socket.send('c:{"type":"subscribe","channel":"room"}');
+    const [data] = await once(socket, "message");
+    assert.equal(String(data), 'c:{"type":"subscribe","channel":"room"}');
+    socket.close();
+    await once(socket, "close");
+  } finally {
+    await Promise.all([plain.stop(), echo.stop()]);
+  }
+});
+
+test("publishing says what is wrong, and needs a token where one is set", async () => {
+  const ask = async (path, options) => {
+    const answer = await fetch(`${gate.publish}${path}`, options);
+    return [answer.status, await answer.text()];
+  };
+  const body = JSON.stringify({ items: [item("x", undefined, "y")] });
+  for (const [path, options, status, text] of [
+    ["/", {}, 200, "Hello\n"],
+    ["/publish", {}, 405, "Method Not Allowed\n"],
+    ["/other", {}, 404, "Not Found\n"],
+    ["/publish", { method: "POST", body: "{" }, 400, "Body is not valid JSON.\n"],
+    ["/publish", { method: "POST", body: "[]" }, 400, "Invalid format.\n"],
+    ["/publish", { method: "POST", body: "{}" }, 400, "Invalid format: object does not contain 'items'\n"],
+    ["/publish", { method: "POST", body, headers: { accept: "image/png" } }, 406,
+      "Not Acceptable. Supported formats are text/plain and application/json.\n"],
+    ["/publish", { method: "POST", body, headers: { accept: "application/json" } }, 200, '{"message":"Published"}\n'],
+    ["/publish", { method: "POST", body, headers: { origin: "http://evil.example" } }, 403, "A page must not publish.\n"],
+    ["/publish", { method: "POST", body: "x".repeat(1_000_001) }, 413, "Body is too long.\n"],
+  ]) {
+    assert.deepEqual(await ask(path, options), [status, text], `${path} ${JSON.stringify(options).slice(0, 200)}`);
+  }
+  const guarded = await start(peer.port, "memory", ", token_file: publish.key, jwt_key_file: publish.key");
+  try {
+    const tries = [{}, { authorization: `Bearer ${KEY}` }, { authorization: "Bearer wrong" }];
+    const statuses = await Promise.all(tries.map(async (headers) => (await post(guarded, [item("x", "1", "y")], headers)).status));
+    assert.deepEqual(statuses, [401, 200, 401]);
+    const signed = await clientIn({ KEY }, "clients/pubcontrol_publish.py", guarded.publish, "x", "2", "y");
+    assert.equal(signed.exit, 0, JSON.stringify(signed));
+    const metrics = await guarded.metrics();
+    assert.equal(total(metrics, "sluicegate_publishes_total", { result: "stored" }), 2);
+    assert.equal(total(metrics, "sluicegate_publishes_total", { result: "refused" }), 2);
+  } finally {
+    await guarded.stop();
+  }
+});
+
+test("two gateways on one Redis: what comes to one goes out of both, also when Redis was away", async () => {
+  const folder = await temporaryFolder();
+  const port = await freePort();
+  const redis = () => serve("redis-server", ["--port", String(port), "--bind", "127.0.0.1", "--dir", folder,
+    "--save", "", "--appendonly", "yes", "--appendfsync", "always"], [port]);
+  let stop = await redis();
+  const engine = `{ redis: { url: "redis://127.0.0.1:${port}" } }`;
+  const gates = await Promise.all([start(peer.port, engine), start(peer.port, engine)]);
+  try {
+    for (const each of gates) {
+      await eventually(() => each.metrics(), (text) => total(text, "sluicegate_region_up") === 1);
+    }
+    const clients = await Promise.all(gates.map((each) => enter(each, "both")));
+    for (const each of gates) await subscribers(each, 1);
+    assert.equal((await post(gates[0], [item("both", "b-1", "one")])).status, 200);
+    assert.equal((await post(gates[1], [item("both", "b-1", "one again"), item("both", "b-2", "two")])).status, 200);
+    for (const each of clients) await each.has(3);
+    await stop();
+    await eventually(() => gates[0].metrics(), (text) => total(text, "sluicegate_region_up") === 0);
+    const failed = await post(gates[0], [item("both", "b-3", "three")]);
+    assert.deepEqual([failed.status, failed.headers.get("retry-after")], [503, "1"]);
+    // Plain proxying does not depend on it, nor do the sessions.
+    clients[0].socket.send("still there");
+    await clients[0].has(4);
+    stop = await redis();
+    const stored = () => post(gates[0], [item("both", "b-3", "three")]);
+    await eventually(stored, ({ status }) => status === 200);
+    await clients[0].has(5);
+    await clients[1].has(4);
+    assert.deepEqual(clients[0].got, ["welcome", "one", "two", "you said: still there", "three"]);
+    assert.deepEqual(clients[1].got, ["welcome", "one", "two", "three"]);
+    // A place that one gateway gave is one that the other knows.
+    const moved = await enter(gates[1], "both?prev=b-1");
+    await moved.has(3);
+    assert.deepEqual(moved.got, ["welcome", "two", "three"]);
+    await Promise.all([...clients, moved].map((each) => each.leave()));
+  } finally {
+    await Promise.all(gates.map((each) => each.stop()));
+    await stop();
+    await rm(folder, { recursive: true, force: true });
+  }
+});
