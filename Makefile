@@ -50,7 +50,7 @@ check-examples: build examples/tls/app.crt ## Run `sluicegate check` on every fi
 	  echo "check $$file"; $(TARGET)/debug/sluicegate check -c "$$file" || failed=1; \
 	done; exit $$failed
 
-# What examples/front-door.yaml names; git does not see it.
+# What examples/tls/front-door.yaml names; git does not see it.
 examples/tls/app.crt:
 	openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 30 -subj /CN=app.example.com \
 	  -addext subjectAltName=DNS:app.example.com -keyout examples/tls/app.key -out $@

@@ -483,7 +483,7 @@ impl RuleMetrics {
         if let Some(policy) = row.policy {
             self.decided(policy, "refused");
         }
-        if matches!(cause, Cause::SlowClient { .. }) {
+        if matches!(cause, Cause::SlowClient { .. } | Cause::Overrun) {
             self.slow_evictions.inc();
         }
     }

@@ -139,7 +139,7 @@ every!(cause_variant, CAUSE_VARIANTS, Cause:
     ClientClosed UpstreamClosed ClientGone UpstreamGone ClientProtocol ClientInvalidUtf8 MessageTooBig InflationRatio DeflateBlocks
     TooManyFragments
     MessageRate ByteRate ControlRate MessageStalled MessageTimeout UpstreamProtocol UpstreamInvalidUtf8 UpstreamMessageTooBig
-    SlowClient ClientSilent UpstreamSilent IdleTimeout Drain Operator DrainCut
+    SlowClient Overrun ClientSilent UpstreamSilent IdleTimeout Drain Operator DrainCut
 );
 
 #[test]

@@ -52,6 +52,7 @@ fn scraped() -> BTreeMap<String, BTreeSet<String>> {
     rule.answered(200, Duration::from_millis(1));
     metrics.upstream_connections("chat", "127.0.0.1:9001");
     metrics.upstream_healthy("chat", "127.0.0.1:9001");
+    metrics.backplane("eu");
     metrics.config_loaded(SystemTime::now());
     metrics.tls_reloaded("listener", "public", true);
     let text = metrics.render();
@@ -74,7 +75,8 @@ fn every_metric_of_a_scrape_is_there_with_its_labels_and_no_other() {
     assert!(scraped.len() > 25, "{}", scraped.len());
     assert_eq!(documented, scraped);
     // And a family that the scrape above misses is missing there.
-    let named = all(r#""(sluicegate_[a-z_]+)""#, &program("src/metrics.rs"));
+    let program = program("src/metrics.rs") + &program("src/metrics/backplane.rs");
+    let named = all(r#""(sluicegate_[a-z_]+)""#, &program);
     assert_eq!(named, scraped.into_keys().collect::<BTreeSet<_>>());
 }
 

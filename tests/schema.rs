@@ -26,12 +26,13 @@ fn examples_in(folder: &Path) -> Vec<PathBuf> {
         rcgen::generate_simple_self_signed(["app.example.com".to_owned()]).expect("a certificate");
     std::fs::write(folder.join("tls/app.crt"), cert.pem()).expect("a certificate");
     std::fs::write(folder.join("tls/app.key"), signing_key.serialize_pem()).expect("a key");
-    let copied = |path: PathBuf| {
+    let copied = |path: PathBuf, folder: &Path| {
         let copy = folder.join(path.file_name().expect("a name"));
         std::fs::copy(&path, &copy).expect("it can be copied");
         copy
     };
-    files("examples").into_iter().map(copied).collect()
+    let tls = files("examples/tls").into_iter().map(|path| copied(path, &folder.join("tls")));
+    files("examples").into_iter().map(|path| copied(path, &folder)).chain(tls).collect()
 }
 
 fn printed(args: &[&str]) -> String {
@@ -55,7 +56,7 @@ fn the_shipped_schema_is_what_the_command_prints() {
 #[test]
 fn the_shipped_files_fit_it() {
     let validator = jsonschema::validator_for(&sluicegate::config::schema()).expect("a schema");
-    for path in files("examples").into_iter().chain(files("rules")) {
+    for path in ["examples", "examples/tls", "rules"].into_iter().flat_map(files) {
         let text = std::fs::read_to_string(&path).expect("text");
         let value: serde_json::Value = serde_yaml::from_str(&text).expect("YAML");
         let errors: Vec<String> = validator.iter_errors(&value).map(|error| error.to_string()).collect();

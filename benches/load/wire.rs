@@ -3,8 +3,8 @@
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use sluicegate::ws::header::{FrameHeader, Opcode, Sender, parse};
 use sluicegate::ws::handshake::accept_for;
+use sluicegate::ws::header::{FrameHeader, Opcode, Sender, parse};
 use sluicegate::ws::mask;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};

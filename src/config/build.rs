@@ -361,7 +361,7 @@ fn binds_once(
         let Some(bind) = bind.filter(|bind| bind.port() != 0) else { continue };
         if seen.contains(&bind) {
             let fault = Fault::new("bind", format!("\"{bind}\" again"), "each address once");
-            report.extend(&KeyPath::default().key(key), Some(fault));
+            report.extend(&KeyPath::default().join(key), Some(fault));
         }
         seen.push(bind);
     }

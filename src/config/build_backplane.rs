@@ -193,7 +193,10 @@ rules:
     fn faults_name_their_key() {
         for (text, expected) in [
             ("backplane: { region: \"E U\" }", "backplane.region: \"E U\"; allowed: 1 to 32 lower-case letters"),
-            ("backplane: { engine: { redis: { url: \"localhost\" } } }", "backplane.engine.redis.url: \"localhost\"; allowed"),
+            (
+                "backplane: { engine: { redis: { url: \"localhost\" } } }",
+                "backplane.engine.redis.url: \"localhost\"; allowed",
+            ),
             (
                 "backplane: { engine: { redis: { url: \"redis://u:secret@a:1\" } } }",
                 "backplane.engine.redis.url: a URL with a user; allowed",
@@ -202,8 +205,11 @@ rules:
                 "backplane: { engine: { redis: { url: \"redis://a:1\", password_file: none } } }",
                 "backplane.engine.redis.password_file: \"none\"; allowed: a file that can be read",
             ),
-            ("backplane: { history: { max_messages: 0 } }", "backplane.history.max_messages: 0; allowed: a number from 1"),
-            ("backplane: { dedupe_window: 2d }", "backplane.dedupe_window: \"2d\"; allowed: a duration from"),
+            (
+                "backplane: { history: { max_messages: 0 } }",
+                "backplane.history.max_messages: 0; allowed: a number from 1",
+            ),
+            ("backplane: { dedupe_window: 2d }", "backplane.dedupe_window: \"48h\"; allowed: a duration from"),
             ("backplane: { publish: {} }", "backplane.publish.bind: this key is missing"),
             (
                 "backplane: { publish: { bind: \"0.0.0.0:1\" } }",

@@ -43,7 +43,8 @@ pub struct RawMain {
     /// rule has the default of its key.
     #[schemars(schema_with = "defaults_schema")]
     pub defaults: Option<RawRule>,
-    /// Fan-out to the clients of rules with `backplane`. Default: the memory engine, when a rule has it.
+    /// Fan-out to the clients of rules with `backplane`. When a rule has it and this is not written, publications are
+    /// kept in memory, and nobody can publish.
     pub backplane: Option<RawBackplane>,
     /// Files with more rules: paths and patterns such as `rules/*.yaml`, relative to this file. Their rules come after
     /// those below, in the order of the files' names. Default: none. A pattern that no file matches is a fault.

@@ -342,7 +342,7 @@ mod tests {
             format!("a.yaml:5: defaults.keepalive.timeout: \"30x\"; allowed: {span}"),
             "a.yaml:5: defaults.keepalive.sides[0]: \"clinet\"; allowed: client, upstream; hint: did you mean `client`?"
                 .to_owned(),
-            "a.yaml:6: defaults.slow_client: \"of\"; allowed: a mapping with timeout, min_rate, or `off`; hint: did you \
+            "a.yaml:6: defaults.slow_client: \"of\"; allowed: a mapping with timeout, min_rate, max_queue_messages, max_queue_bytes, or `off`; hint: did you \
              mean `off`?"
                 .to_owned(),
             "a.yaml:7: defaults.message.utf8: true; allowed: on, off; hint: write `on`".to_owned(),

@@ -122,6 +122,22 @@ impl Gateway {
         Self { child, log, address, admin, _folder: folder }
     }
 
+    /// Publishes a text on a channel, at the listener for that.
+    pub fn publishes(&self, channel: &str, text: &str) {
+        let listening = |line: &&Value| line["event"] == "listening" && line["listener"] == "publish";
+        let address = self.log.lock().iter().find(listening).and_then(|line| line["address"].as_str()?.parse().ok());
+        let mut stream = connect(address.expect("it listens for publications"));
+        let body =
+            serde_json::json!({ "items": [{ "channel": channel, "formats": { "ws-message": { "content": text } } }] });
+        let body = body.to_string();
+        let len = body.len();
+        write!(stream, "POST /publish HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len}\r\n\r\n{body}")
+            .unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    }
+
     /// The `nth` line of a session, from 1.
     pub fn session_line(&self, nth: usize) -> Value {
         eventually("the session's log line", || {
@@ -224,7 +240,7 @@ impl Gateway {
         if let Some(policy) = end.policy {
             assert_eq!(sum(decisions, &[refused, format!("policy=\"{policy}\"")]), 1.0, "{text}");
         }
-        let evicted = f64::from(u8::from(end.cause == "slow_client"));
+        let evicted = f64::from(u8::from(matches!(end.cause, "slow_client" | "overrun")));
         assert_eq!(sum("sluicegate_slow_client_evictions_total{", &[]), evicted, "{text}");
         assert_eq!(sum("sluicegate_slow_clients ", &[]), 0.0, "{text}");
     }
@@ -307,11 +323,13 @@ impl Upstream {
         let asked = upstream.head();
         let key = asked.lines().filter_map(|line| line.split_once(": "));
         let key = key.filter(|(name, _)| name.eq_ignore_ascii_case("sec-websocket-key")).map(|(_, key)| key).next();
+        // It opts in where it is asked.
+        let grip = if asked.contains("grip\r\n") { "Sec-WebSocket-Extensions: grip\r\n" } else { "" };
         let accept = String::from_utf8(accept_for(key.expect("a key").as_bytes()).to_vec()).unwrap();
         upstream.send(
             format!(
                 "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-                 Sec-WebSocket-Accept: {accept}\r\n\r\n"
+                 {grip}Sec-WebSocket-Accept: {accept}\r\n\r\n"
             )
             .as_bytes(),
         );

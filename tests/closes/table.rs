@@ -388,6 +388,43 @@ pub fn slow_client() {
     gateway.assert_end(ours("slow_client", "slow_client", 1013));
 }
 
+pub fn overrun() {
+    let upstream = Upstream::bind();
+    let rule = ["backplane: grip", "compression: refuse", "slow_client: { timeout: 60s, max_queue_messages: 1 }"];
+    let main = "backplane: { history: { max_messages: 2 }, publish: { bind: \"127.0.0.1:0\" } }";
+    let gateway = Gateway::start_with(upstream.address(), &rule, main);
+    let (mut client, mut backend) = upstream.open_from(&gateway, connect_with_a_small_window(gateway.address));
+    backend.send_frame(TEXT, br#"c:{"type":"subscribe","channel":"room"}"#);
+    gateway.awaits("sluicegate_subscriptions", &[], 1.0);
+    // More than the kernel, a read and the queue hold; of the rest the channel has the last two.
+    const PUBLISHED: usize = 100;
+    for at in 0..PUBLISHED {
+        gateway.publishes("room", &format!("{at} {}", "x".repeat(16 << 10)));
+    }
+    // The client wakes up, and finds the first of them in order, and why it gets no more.
+    let mut next = 0;
+    let close = loop {
+        let frame = client.receive().expect("a frame");
+        if frame.first == CLOSE {
+            break frame;
+        }
+        assert!(frame.payload.starts_with(format!("{next} ").as_bytes()), "{next}");
+        next += 1;
+    };
+    assert!((1..PUBLISHED).contains(&next), "{next}");
+    assert_eq!(close.payload[..2], 1013u16.to_be_bytes());
+    assert_eq!(close.payload[2..], *b"client reads slower than its channels");
+    client.send_close(1013, "");
+    backend.expect_close(1001);
+    backend.send_close(1001, "");
+    backend.expect_end();
+    drop(backend);
+    client.expect_end();
+    drop(client);
+    gateway.assert_end(ours("overrun", "slow_client", 1013));
+    gateway.awaits("sluicegate_subscriptions", &[], 0.0);
+}
+
 pub fn client_silent() {
     let upstream = Upstream::bind();
     let rule = ["keepalive: { interval: 1s, timeout: 2s, sides: [client] }"];

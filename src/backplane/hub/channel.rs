@@ -109,7 +109,8 @@ impl Local {
     pub(super) fn subscribe(&mut self, id: u64, inbox: Arc<Inbox>, from: From, limit: ReplayLimit) {
         self.idle_since = None;
         inbox.forget(&self.name);
-        self.subscribers.insert(id, Subscriber { inbox, stand: Stand::Waiting { from, limit, checked: false }, mark: None });
+        self.subscribers
+            .insert(id, Subscriber { inbox, stand: Stand::Waiting { from, limit, checked: false }, mark: None });
     }
 
     pub(super) fn unsubscribe(&mut self, id: u64, now: Instant) {

@@ -10,7 +10,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use parking_lot::Mutex;
@@ -202,21 +202,16 @@ impl Member {
 
     /// What comes next. Taking it makes room for more.
     pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Notice> {
-        loop {
-            for channel in self.inbox.hungry_for() {
-                if let Some(local) = self.channels.get(&channel) {
-                    local.lock().feed(self.id);
-                }
+        for channel in self.inbox.hungry_for() {
+            if let Some(local) = self.channels.get(&channel) {
+                local.lock().feed(self.id);
             }
-            let notice = match self.inbox.poll_pop(cx) {
-                Poll::Pending => return Poll::Pending,
-                Poll::Ready(notice) => notice,
-            };
-            if let Notice::Overrun(channel) = &notice {
-                self.channels.remove(channel);
-            }
-            return Poll::Ready(notice);
         }
+        let notice = ready!(self.inbox.poll_pop(cx));
+        if let Notice::Overrun(channel) = &notice {
+            self.channels.remove(channel);
+        }
+        Poll::Ready(notice)
     }
 
     /// How much waits for it.

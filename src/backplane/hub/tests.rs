@@ -19,7 +19,7 @@ use crate::backplane::engine::{
     Capabilities, EngineError, Event, History, Item, MessageId, PublishError, Published, ReadLimit, Slice,
 };
 use crate::backplane::position::{EntryId, Epoch, Place, Position, Region};
-use crate::backplane::recover::{Log, Mark};
+use crate::backplane::recover::{Log, Mark, Recovery};
 
 const RETENTION: Retention = Retention { max_entries: 40, max_age: Duration::from_secs(3600), max_bytes: 1 << 20 };
 const ANY: ReplayLimit = ReplayLimit { max_entries: u64::MAX, max_bytes: u64::MAX };
@@ -327,7 +327,7 @@ impl Client {
 /// How hard a schedule is: whether entries are lost and dropped, so that gaps are right.
 async fn play(seed: u64) {
     let mut rng = StdRng::seed_from_u64(seed);
-    let (gentle, engine) = (seed % 2 == 0, Faulty::new(seed));
+    let (gentle, engine) = (seed.is_multiple_of(2), Faulty::new(seed));
     let small = InboxLimit { max_messages: rng.random_range(1..20), max_bytes: 1 << 20 };
     let limit = if gentle { InboxLimit::default() } else { small };
     let sink_limit = SinkLimit { max_entries: rng.random_range(1..50), max_bytes: 1 << 20 };
