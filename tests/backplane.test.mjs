@@ -50,8 +50,10 @@ async function enter(gate, path, options = {}) {
   };
 }
 
-const subscribers = (gate, channels) =>
-  eventually(() => gate.metrics(), (text) => total(text, "sluicegate_subscriptions") === channels);
+/** What was published of what a client got: between that and what the backend itself sends there is no order. */
+const published = ({ got }) => got.filter((text) => text !== "welcome" && !String(text).startsWith("you said"));
+
+const subscribers = (gate, wanted) => gate.metric("sluicegate_subscriptions", {}, wanted);
 
 const post = (gate, items, headers = {}) =>
   fetch(`${gate.publish}/publish/`, { method: "POST", headers, body: JSON.stringify({ items }) });
@@ -74,12 +76,13 @@ test("what is published once reaches everyone in the room, and nobody else", asy
   await ann.has(3);
   await publisher.publish("tea", new Item(new WebSocketMessageFormat(Buffer.from([0, 255])), "tea-3"));
   await bob.has(3);
-  assert.deepEqual(ann.got.slice(0, 3), ["welcome", "from npm", "from PyPI"]);
+  assert.deepEqual(published(ann).slice(0, 2), ["from npm", "from PyPI"]);
   // Its own message does not come back to bob, by the filter skip-self.
-  assert.deepEqual(bob.got, ["welcome", "from npm", Buffer.from([0, 255])]);
+  assert.deepEqual(published(bob), ["from npm", Buffer.from([0, 255])]);
   ann.socket.send("hello");
   await ann.has(5);
-  assert.deepEqual(ann.got.slice(3), [Buffer.from([0, 255]), "you said: hello"]);
+  assert.deepEqual(published(ann), ["from npm", "from PyPI", Buffer.from([0, 255])]);
+  assert.ok(ann.got.includes("you said: hello"));
   assert.deepEqual(eve.got, ["welcome"]);
   await Promise.all([ann.leave(), bob.leave(), eve.leave()]);
   const metrics = await gate.metrics();
@@ -98,10 +101,10 @@ test("a client that comes back gets what it missed, once and in order, or hears 
   await again.has(3);
   await post(gate, [item("resume", "r-5", "text 5")]);
   await again.has(4);
-  assert.deepEqual(again.got, ["welcome", "text 3", "text 4", "text 5"]);
+  assert.deepEqual(published(again), ["text 3", "text 4", "text 5"]);
   const lost = await enter(gate, "resume?prev=unknown");
   await lost.has(2);
-  assert.deepEqual(lost.got, ["welcome", "gap"]);
+  assert.deepEqual(published(lost), ["gap"]);
   const metrics = await gate.metrics();
   assert.deepEqual(
     ["continuous", "gap"].map((result) => total(metrics, "sluicegate_resumes_total", { result })), [1, 1]);
@@ -186,7 +189,7 @@ test("two gateways on one Redis: what comes to one goes out of both, also when R
   const gates = await Promise.all([start(peer.port, engine), start(peer.port, engine)]);
   try {
     for (const each of gates) {
-      await eventually(() => each.metrics(), (text) => total(text, "sluicegate_region_up") === 1);
+      await each.metric("sluicegate_region_up", {}, 1);
     }
     const clients = await Promise.all(gates.map((each) => enter(each, "both")));
     for (const each of gates) await subscribers(each, 1);
@@ -194,7 +197,7 @@ test("two gateways on one Redis: what comes to one goes out of both, also when R
     assert.equal((await post(gates[1], [item("both", "b-1", "one again"), item("both", "b-2", "two")])).status, 200);
     for (const each of clients) await each.has(3);
     await stop();
-    await eventually(() => gates[0].metrics(), (text) => total(text, "sluicegate_region_up") === 0);
+    await gates[0].metric("sluicegate_region_up", {}, 0);
     const failed = await post(gates[0], [item("both", "b-3", "three")]);
     assert.deepEqual([failed.status, failed.headers.get("retry-after")], [503, "1"]);
     // Plain proxying does not depend on it, nor do the sessions.
@@ -205,12 +208,11 @@ test("two gateways on one Redis: what comes to one goes out of both, also when R
     await eventually(stored, ({ status }) => status === 200);
     await clients[0].has(5);
     await clients[1].has(4);
-    assert.deepEqual(clients[0].got, ["welcome", "one", "two", "you said: still there", "three"]);
-    assert.deepEqual(clients[1].got, ["welcome", "one", "two", "three"]);
+    for (const each of clients) assert.deepEqual(published(each), ["one", "two", "three"]);
     // A place that one gateway gave is one that the other knows.
     const moved = await enter(gates[1], "both?prev=b-1");
     await moved.has(3);
-    assert.deepEqual(moved.got, ["welcome", "two", "three"]);
+    assert.deepEqual(published(moved), ["two", "three"]);
     await Promise.all([...clients, moved].map((each) => each.leave()));
   } finally {
     await Promise.all(gates.map((each) => each.stop()));

@@ -3,6 +3,7 @@
     pubcontrol_publish.py URI CHANNEL ID TEXT [SENDER]    with KEY=... in the environment the requests are signed
 """
 
+import json
 import os
 import sys
 
@@ -17,4 +18,4 @@ item = Item(WebSocketMessageFormat(text), item_id, None)
 if len(sys.argv) > 5:
     item.meta = {"sender": sys.argv[5]}
 GripPubControl(config).publish(channel, item, blocking=True)
-print("published")
+print(json.dumps({"published": item_id}))
