@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::Publication;
 use super::inbox::{Inbox, Notice};
-use super::window::Window;
+use super::window::{Budget, Window};
 use crate::backplane::engine::{Channel, Entry, MessageId, Retention, Slice};
 use crate::backplane::position::{Place, Position};
 use crate::backplane::recover::{Log, Recovery, ReplayLimit, Why, recover};
@@ -91,11 +91,11 @@ pub(super) struct Local {
 }
 
 impl Local {
-    pub(super) fn new(name: Channel, retention: Retention, now: Instant) -> Self {
+    pub(super) fn new(name: Channel, retention: Retention, budget: Arc<Budget>, now: Instant) -> Self {
         Self {
             name,
             subscribers: BTreeMap::new(),
-            window: Window::new(retention),
+            window: Window::new(retention, budget),
             last: None,
             filled: false,
             disrupted: false,

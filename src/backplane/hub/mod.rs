@@ -35,6 +35,10 @@ pub use inbox::{Depth, InboxLimit, Notice};
 
 use channel::Local;
 use inbox::Inbox;
+use window::Budget;
+
+/// What the windows of all channels may have together, in bytes. Over it each channel keeps less, down to its newest entry.
+const WINDOWS_BYTES: usize = 256 << 20;
 
 /// An entry of a channel, as this node shares it among its sessions.
 #[derive(Debug)]
@@ -74,6 +78,7 @@ pub struct Hub {
     sink: Sink,
     channels: Mutex<BTreeMap<Channel, Arc<Mutex<Local>>>>,
     retention: Retention,
+    budget: Arc<Budget>,
     next_id: AtomicU64,
     chance: Mutex<SmallRng>,
     metrics: Arc<BackplaneMetrics>,
@@ -99,6 +104,7 @@ impl Hub {
             sink,
             channels: Mutex::default(),
             retention,
+            budget: Arc::new(Budget::new(WINDOWS_BYTES)),
             next_id: AtomicU64::new(0),
             chance: Mutex::new(SmallRng::seed_from_u64(seed)),
             metrics,
@@ -135,7 +141,7 @@ impl Hub {
 
     /// The channel's state, locked by the caller; made if there is none.
     fn find_or_make(&self, channel: &Channel) -> Arc<Mutex<Local>> {
-        let make = || Arc::new(Mutex::new(Local::new(channel.clone(), self.retention, now())));
+        let make = || Arc::new(Mutex::new(Local::new(channel.clone(), self.retention, self.budget.clone(), now())));
         self.channels.lock().entry(channel.clone()).or_insert_with(make).clone()
     }
 

@@ -487,3 +487,28 @@ async fn a_slow_session_is_fed_at_its_own_pace_and_told_when_the_window_has_pass
     assert!((34..60).contains(&got), "{got}");
     assert_eq!((slow.subscriptions(), hub.subscribers(&channel)), (0, 1));
 }
+
+#[test]
+fn all_windows_together_are_bounded() {
+    let channel = Channel::new("room").unwrap();
+    let budget = Arc::new(Budget::new(100));
+    let retention = Retention { max_entries: 100, max_age: Duration::from_secs(1), max_bytes: 1000 };
+    let publication = |n: u64| {
+        let position = format!("eu.a.{n}.{n}-0").parse().unwrap();
+        let entry = Entry { position, message: MessageId::new("m").unwrap(), payload: Bytes::from_static(&[0; 19]) };
+        Arc::new(Publication::new(channel.clone(), entry))
+    };
+    let [mut one, mut two] = [(); 2].map(|()| window::Window::new(retention, budget.clone()));
+    for n in 1..=5 {
+        one.push(publication(n));
+    }
+    assert_eq!(one.first(), Some(1));
+    two.push(publication(1));
+    two.push(publication(2));
+    assert_eq!((one.first(), two.first()), (Some(1), Some(2)), "the one that grows keeps its newest");
+    one.push(publication(6));
+    assert_eq!(one.first(), Some(3));
+    drop(one);
+    two.prepend(vec![publication(1)], 2);
+    assert_eq!(two.first(), Some(1), "what is given back can be used");
+}

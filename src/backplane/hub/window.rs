@@ -2,23 +2,51 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::Publication;
 use crate::backplane::engine::{MessageId, Retention};
 use crate::backplane::position::Position;
 use crate::backplane::recover::Mark;
 
-/// Entries with contiguous numbers, the newest last. Bounded as a log is; the oldest go.
+/// What the windows of all channels of a hub may have together, in bytes.
+#[derive(Debug)]
+pub(super) struct Budget {
+    used: AtomicUsize,
+    limit: usize,
+}
+
+impl Budget {
+    pub(super) fn new(limit: usize) -> Self {
+        Self { used: AtomicUsize::new(0), limit }
+    }
+
+    fn take(&self, bytes: usize) {
+        self.used.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn give_back(&self, bytes: usize) {
+        self.used.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    fn used(&self) -> usize {
+        self.used.load(Ordering::Relaxed)
+    }
+}
+
+/// Entries with contiguous numbers, the newest last. Bounded as a log is, and by what all windows may have; the oldest go,
+/// but never the newest.
 #[derive(Debug)]
 pub(super) struct Window {
     entries: VecDeque<Arc<Publication>>,
     bytes: usize,
     retention: Retention,
+    budget: Arc<Budget>,
 }
 
 impl Window {
-    pub(super) fn new(retention: Retention) -> Self {
-        Self { entries: VecDeque::new(), bytes: 0, retention }
+    pub(super) fn new(retention: Retention, budget: Arc<Budget>) -> Self {
+        Self { entries: VecDeque::new(), bytes: 0, retention, budget }
     }
 
     /// Appends the entry behind the newest. One that does not follow on it starts the window anew.
@@ -27,6 +55,7 @@ impl Window {
             self.clear();
         }
         self.bytes += publication.size_bytes();
+        self.budget.take(publication.size_bytes());
         self.entries.push_back(publication);
         self.trim();
     }
@@ -39,18 +68,21 @@ impl Window {
                 continue;
             }
             let bytes = self.bytes + publication.size_bytes();
-            let fits = self.entries.len() < self.retention.max_entries && bytes <= self.retention.max_bytes;
+            let fits = self.entries.len() < self.retention.max_entries
+                && bytes <= self.retention.max_bytes
+                && self.budget.used() + publication.size_bytes() <= self.budget.limit;
             if publication.n() + 1 != next || !fits {
                 return;
             }
             (next, self.bytes) = (publication.n(), bytes);
+            self.budget.take(publication.size_bytes());
             self.entries.push_front(publication);
         }
     }
 
     pub(super) fn clear(&mut self) {
         self.entries.clear();
-        self.bytes = 0;
+        self.budget.give_back(std::mem::take(&mut self.bytes));
     }
 
     /// The number of the oldest entry.
@@ -89,9 +121,19 @@ impl Window {
     }
 
     fn trim(&mut self) {
-        while self.entries.len() > self.retention.max_entries || self.bytes > self.retention.max_bytes {
+        while self.entries.len() > self.retention.max_entries
+            || self.bytes > self.retention.max_bytes
+            || (self.entries.len() > 1 && self.budget.used() > self.budget.limit)
+        {
             let Some(oldest) = self.entries.pop_front() else { return };
             self.bytes -= oldest.size_bytes();
+            self.budget.give_back(oldest.size_bytes());
         }
+    }
+}
+
+impl Drop for Window {
+    fn drop(&mut self) {
+        self.clear();
     }
 }
