@@ -42,6 +42,13 @@ const FLUSH_TIMEOUT: Duration = Duration::from_secs(64);
 /// flood. Then its connection is given up, also where its Close frame is still awaited.
 pub(super) const MAX_DISCARDED_BYTES: usize = 16 << 20;
 
+/// After a read of at least so many bytes that are dropped the next one waits for a while: who floods behind its end gets
+/// 6 MB/s at most, which is enough for what is on its way from an honest peer, and takes little of a core.
+pub(super) const DISCARD_BURST_BYTES: usize = 32 << 10;
+
+/// How long it waits.
+pub(super) const DISCARD_PAUSE: Duration = Duration::from_millis(10);
+
 /// What a frame counts there besides its bytes: about as many bytes as it takes time to look at. So a flood of pings ends
 /// at a megabyte.
 pub(super) const DISCARDED_FRAME_BYTES: usize = 64;

@@ -6,7 +6,7 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use super::Wire;
-use super::closing::{DISCARDED_FRAME_BYTES, MAX_DISCARDED_BYTES};
+use super::closing::{DISCARD_BURST_BYTES, DISCARD_PAUSE, DISCARDED_FRAME_BYTES, MAX_DISCARDED_BYTES};
 use super::core::Core;
 use super::recode::FrameBuffer;
 use super::side::{HELD_BYTES, READ_BYTES, Side};
@@ -76,10 +76,17 @@ pub(super) fn pump<A: Wire, B: Wire>(
     if core.work.poll_is_used_up() {
         return true;
     }
+    match from.end.discard_after {
+        Some(at) if now < at => return false,
+        _ => from.end.discard_after = None,
+    }
     SCRATCH.with_borrow_mut(|Scratch { input, frame }| match from.poll_read(input, now, cx) {
         Poll::Pending => false,
         Poll::Ready(Ok(Some(input))) if discard => {
             core.work.start_read();
+            if input.len() >= DISCARD_BURST_BYTES {
+                from.end.discard_after = Some(now + DISCARD_PAUSE);
+            }
             from.end.discarded_bytes += look_for_close(from, input, &mut core.work);
             if from.end.discarded_bytes > MAX_DISCARDED_BYTES {
                 from.bury();

@@ -17,7 +17,7 @@ use tokio::time::Sleep;
 use super::core::Core;
 use super::flow::{between_messages, pump};
 use super::registry::{Control, Order};
-use super::side::Side;
+use super::side::{Side, SideEnd};
 use super::stats::Stats;
 use super::work::Work;
 use super::{Compression, Settings, Verdict, Wire};
@@ -256,7 +256,10 @@ impl<C: Wire, U: Wire> Session<C, U> {
         let core = &self.core;
         let judged = [self.client.reader.next_deadline(now), self.upstream.reader.next_deadline(now)];
         let policies = match &core.ending {
-            Some(ending) => [Some(ending.deadline), None, None, None, None],
+            Some(ending) => {
+                let [client, upstream] = [&self.client.end, &self.upstream.end].map(SideEnd::next_discard);
+                [Some(ending.deadline), client, upstream, None, None]
+            }
             None => [
                 self.client.keepalive.as_ref().and_then(Keepalive::next_deadline),
                 self.upstream.keepalive.as_ref().and_then(Keepalive::next_deadline),

@@ -64,6 +64,8 @@ pub(super) struct SideEnd {
     pub(super) unreadable: bool,
     /// What it sent and nobody gets, in bytes.
     pub(super) discarded_bytes: usize,
+    /// Nothing more of that is read before this time.
+    pub(super) discard_after: Option<Instant>,
     /// Its stream ended: nothing more comes.
     pub(super) read_ended: bool,
     /// Nothing more is written to it behind what is pending, and no Close frame.
@@ -72,6 +74,13 @@ pub(super) struct SideEnd {
     pub(super) shut_down: bool,
     /// Its connection is gone, or given up.
     pub(super) dead: bool,
+}
+
+impl SideEnd {
+    /// When more of what nobody gets is read, if that waits.
+    pub(super) fn next_discard(&self) -> Option<Instant> {
+        self.discard_after.filter(|_| !self.read_ended)
+    }
 }
 
 /// The start of a frame header, or of a control frame, that was not whole in the last read.
