@@ -196,7 +196,8 @@ impl Local {
                 self.last = Some(newest.entry.position.clone());
                 self.disrupted = true;
             }
-            None => self.last = Some(position),
+            // What was read of the log when it was open before says nothing of what came since.
+            None => (self.last, self.filled) = (Some(position), false),
         }
     }
 
