@@ -295,6 +295,8 @@ impl Local {
                 let of = |entry| Arc::new(Publication::new(self.name.clone(), entry));
                 self.window.prepend(entries.into_iter().map(of).collect(), n);
             }
+            // It ends before that: something was pushed while it was read, or the log has lost its end. Reading on tells.
+            None if entries.last().is_some_and(|newest| newest.position.n < joint.n) => return self.disrupted = true,
             // Even that is not retained any more, so nothing before it is.
             None => {}
         }
