@@ -10,7 +10,7 @@ use super::hub::{Depth, From, Member, Notice, Publication};
 use super::position::{Place, Position};
 use super::recover::{Recovery, ReplayLimit};
 use super::rendered::{Message, close_frame, frame};
-use crate::grip::control::{Control, KeepAlive, KeepAliveMode, OnGap, Outgoing, Subscribe};
+use crate::grip::control::{Control, KeepAlive, KeepAliveMode, Mode, OnGap, Outgoing, Subscribe};
 use crate::grip::filters::{self, Filters};
 use crate::grip::meta::Meta;
 use crate::grip::{Kind, Limits};
@@ -97,7 +97,14 @@ impl Subscriber {
     }
 
     fn subscribe(&mut self, subscribe: Subscribe) -> Effect {
-        let Subscribe { channel, filters, prev_id, recover, .. } = subscribe;
+        let Subscribe { channel, filters, prev_id, recover, mode } = subscribe;
+        // Without an effect they would deliver something else than was asked for.
+        if mode == Mode::Latest {
+            return Effect::Ignored("mode latest is not in this version");
+        }
+        if matches!(recover.on_gap, OnGap::Link(_)) {
+            return Effect::Ignored("on-gap link is not in this version");
+        }
         let Ok(channel) = Channel::new(&channel) else { return Effect::Ignored("the channel's name is too long") };
         let is_new = !self.subscriptions.contains_key(&channel);
         if is_new && self.subscriptions.len() >= self.limits.subscriptions {

@@ -266,3 +266,14 @@ async fn what_breaks_the_protocol_is_left_to_the_tunnel() {
     let (first, payload) = bed.frame().await;
     assert_eq!((first, &payload[..2]), (0x88, &1011_u16.to_be_bytes()[..]));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_subscription_that_asks_for_what_is_not_there_is_passed_over() {
+    let mut bed = Bed::new();
+    bed.text(r#"c:{"type":"subscribe","channel":"room","mode":"latest"}"#).await;
+    bed.text(r#"c:{"type":"subscribe","channel":"room","prev-id":"m1","recover":{"link":"/since"}}"#).await;
+    bed.settle().await;
+    assert_eq!(bed.hub.subscribers(&Channel::new("room").unwrap()), 0);
+    bed.subscribe("room").await;
+    assert_eq!(bed.hub.subscribers(&Channel::new("room").unwrap()), 1);
+}
