@@ -7,6 +7,10 @@
 //! | `/info` | `{"gateway": URL, "foreign": URL}` |
 //! | `/events` | the gateway's log lines as Server-Sent Events |
 //! | `/chat`, `/echo` | WebSockets |
+//! | `/rooms` | the page of the rooms over two gateways |
+//! | `/control` | a WebSocket of that page: it is told how the two are, and may say `kill 0` and `start 0` |
+//! | `/room/NAME?last=N` | a WebSocket of a room, by GRIP, for the two gateways |
+//! | `/since/NAME?last=N` | what was said in a room since, for them |
 //!
 //! One request per connection: every answer ends with the connection. It must listen on loopback only, since it shows
 //! the gateway's log to whoever asks.
@@ -16,16 +20,22 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::{SinkExt as _, StreamExt as _};
+use http::{HeaderValue, header};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::OnceCell;
 use tokio::sync::broadcast::{self, error::RecvError};
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, interval_at, timeout};
 use tokio_tungstenite::tungstenite::handshake::machine::TryParse;
 use tokio_tungstenite::tungstenite::handshake::server::{Request, create_response, write_response};
+use tokio_tungstenite::tungstenite::{self, Message};
 
+use super::pair::Pair;
 use super::room::{self, Room};
+use super::rooms::Rooms;
 
 /// The most connections at once; further ones wait in the kernel's queue.
 const MAX_CONNECTIONS: usize = 1000;
@@ -33,6 +43,10 @@ const MAX_CONNECTIONS: usize = 1000;
 const MAX_HEAD_BYTES: usize = 16 * 1024;
 /// How long a request head may take.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// The longest command of the page.
+const MAX_COMMAND_BYTES: usize = 64;
+/// How often the page is told how the gateways are.
+const STATE_EVERY: Duration = Duration::from_millis(250);
 /// How often an event stream without events gets a comment, so that a reader that is gone is noticed.
 const EVENTS_KEEPALIVE: Duration = Duration::from_secs(15);
 /// The pause after a failed accept, which is most often a lack of file descriptors.
@@ -40,6 +54,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 const PAGE: &str = include_str!("page.html");
 const FOREIGN_PAGE: &str = include_str!("foreign.html");
+const ROOMS_PAGE: &str = include_str!("rooms.html");
 /// The pages load nothing, run their own inline script, and connect to the gateway; the page frames the foreign one.
 const PAGE_POLICY: &str = "content-security-policy: default-src 'none'; script-src 'unsafe-inline'; \
     style-src 'unsafe-inline'; img-src data:; connect-src http: ws:; frame-src http:\r\n";
@@ -74,7 +89,14 @@ impl Backend {
     /// `http://127.0.0.1:8080`. Connections made between `bind` and this wait.
     pub async fn serve(self, gateway_url: &str) {
         let info = json!({ "gateway": gateway_url, "foreign": format!("http://{}/foreign", self.address) });
-        let site = Arc::new(Site { info: info.to_string(), events: self.events, room: Room::new() });
+        let site = Arc::new(Site {
+            info: info.to_string(),
+            events: self.events,
+            room: Room::new(),
+            rooms: OnceCell::new(),
+            address: self.address,
+            page: gateway_url.to_owned(),
+        });
         let mut connections = JoinSet::new();
         loop {
             while connections.len() >= MAX_CONNECTIONS {
@@ -101,6 +123,19 @@ struct Site {
     info: String,
     events: Arc<Events>,
     room: Room,
+    /// Started when somebody wants to see them.
+    rooms: OnceCell<(Arc<Rooms>, Robot)>,
+    address: SocketAddr,
+    page: String,
+}
+
+/// Talks until it is dropped.
+struct Robot(AbortHandle);
+
+impl Drop for Robot {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 impl Site {
@@ -116,22 +151,99 @@ impl Site {
             "/" => answer(&mut stream, "200 OK", "text/html; charset=utf-8", PAGE_POLICY, PAGE).await,
             "/foreign" => answer(&mut stream, "200 OK", "text/html; charset=utf-8", PAGE_POLICY, FOREIGN_PAGE).await,
             "/info" => answer(&mut stream, "200 OK", "application/json", "", &self.info).await,
+            "/rooms" => answer(&mut stream, "200 OK", "text/html; charset=utf-8", PAGE_POLICY, ROOMS_PAGE).await,
             "/events" => self.stream_events(stream).await,
-            path @ ("/chat" | "/echo") => {
-                let Ok(response) = create_response(&request) else {
+            path if path.starts_with("/since/") => self.since(&mut stream, &request).await,
+            path if matches!(path, "/chat" | "/echo" | "/control") || path.starts_with("/room/") => {
+                let Ok(mut response) = create_response(&request) else {
                     return answer(&mut stream, "426 Upgrade Required", "text/plain", UPGRADE, "a WebSocket\n").await;
                 };
+                if path.starts_with("/room/") {
+                    let grip = HeaderValue::from_static("grip; message-prefix=\"m:\"");
+                    response.headers_mut().insert(header::SEC_WEBSOCKET_EXTENSIONS, grip);
+                }
                 let mut head = Vec::new();
                 write_response(&mut head, &response).map_err(io::Error::other)?;
                 stream.write_all(&head).await?;
-                let ended = if path == "/chat" {
-                    self.room.chat(stream, behind).await
-                } else {
-                    room::echo(stream, behind).await
+                let ended = match path {
+                    "/chat" => self.room.chat(stream, behind).await,
+                    "/echo" => room::echo(stream, behind).await,
+                    "/control" => self.control(stream, behind).await,
+                    path => {
+                        let Some((rooms, _)) = self.rooms.get() else { return Ok(()) };
+                        let room = path.trim_start_matches("/room/");
+                        return rooms.serve(stream, behind, room, last(&request)).await;
+                    }
                 };
                 ended.map_err(io::Error::other)
             }
             _ => answer(&mut stream, "404 Not Found", "text/plain", "", "not found\n").await,
+        }
+    }
+
+    /// Starts the rooms and the gateways before them, once.
+    async fn rooms(&self) -> io::Result<&Arc<Rooms>> {
+        let start = async || {
+            let rooms = Arc::new(Rooms::new(Arc::new(Pair::start(self.address, &self.page).await?)));
+            let robot = tokio::spawn({
+                let rooms = rooms.clone();
+                async move { rooms.robot().await }
+            });
+            Ok::<_, io::Error>((rooms, Robot(robot.abort_handle())))
+        };
+        Ok(&self.rooms.get_or_try_init(start).await?.0)
+    }
+
+    /// Tells the page how the gateways are, and does what it says.
+    async fn control(&self, stream: TcpStream, behind: Vec<u8>) -> Result<(), tungstenite::Error> {
+        let mut page = room::session(stream, behind, MAX_COMMAND_BYTES).await;
+        let rooms = match self.rooms().await {
+            Ok(rooms) => rooms,
+            Err(error) => {
+                let why = json!({ "error": format!("the gateways do not start: {error}") });
+                return page.send(Message::text(why.to_string())).await;
+            }
+        };
+        let mut ticks = interval_at(Instant::now(), STATE_EVERY);
+        loop {
+            // Both arms are cancel-safe, as in a room.
+            let message = tokio::select! {
+                _ = ticks.tick() => None,
+                message = page.next() => Some(message),
+            };
+            match message {
+                None => {}
+                Some(Some(Ok(Message::Text(command)))) => {
+                    let (word, at) = command.split_once(' ').unwrap_or_default();
+                    let done = match (word, at.parse()) {
+                        ("kill", Ok(at)) => {
+                            rooms.pair().kill(at).await;
+                            Ok(())
+                        }
+                        ("start", Ok(at)) => rooms.start(at).await,
+                        _ => Ok(()),
+                    };
+                    if let Err(error) = done {
+                        page.send(Message::text(json!({ "error": error.to_string() }).to_string())).await?;
+                    }
+                }
+                Some(Some(Ok(_))) => continue,
+                Some(Some(Err(_)) | None) => return Ok(()),
+            }
+            page.send(Message::text(rooms.state().await)).await?;
+        }
+    }
+
+    /// What was said in a room since a line, for a gateway that has less.
+    async fn since(&self, stream: &mut TcpStream, request: &Request) -> io::Result<()> {
+        let room = request.uri().path().trim_start_matches("/since/");
+        let events = match (self.rooms.get(), last(request)) {
+            (Some((rooms, _)), Some(last)) => rooms.since(room, last).await,
+            _ => None,
+        };
+        match events.and_then(|events| String::from_utf8(events).ok()) {
+            Some(events) => answer(stream, "200 OK", "application/websocket-events", "", &events).await,
+            None => answer(stream, "404 Not Found", "text/plain", "", "no such room\n").await,
         }
     }
 
@@ -163,6 +275,12 @@ impl Site {
             stream.write_all(chunk.as_bytes()).await?;
         }
     }
+}
+
+/// The line that a client has as its newest: `last=N` of the query.
+fn last(request: &Request) -> Option<u64> {
+    let query = request.uri().query().unwrap_or_default();
+    query.split('&').find_map(|pair| pair.strip_prefix("last=")?.parse().ok())
 }
 
 /// What a 426 must say.

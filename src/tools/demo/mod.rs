@@ -2,7 +2,8 @@
 //!
 //! [`backend`] is the sample backend with its pages; it knows nothing of the gateway but its URL. The page is opened
 //! through the gateway, so its connections are same-origin; the same backend, asked past the gateway, serves the page
-//! of a foreign origin.
+//! of a foreign origin. [`rooms`] is its second application, a chat on the backplane, and [`pair`] the two gateways before
+//! that, which are processes of their own and start when its page is opened.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -14,7 +15,9 @@ use crate::config::{self, Config};
 use crate::events;
 
 pub mod backend;
+mod pair;
 mod room;
+mod rooms;
 
 /// Where the demo listens when it can; it takes free ports where these are taken.
 const GATEWAY_PORT: u16 = 8080;

@@ -76,7 +76,7 @@ pub async fn echo(stream: TcpStream, pre_read: Vec<u8>) -> Result {
     Ok(())
 }
 
-async fn session(stream: TcpStream, pre_read: Vec<u8>, max_bytes: usize) -> WebSocketStream<TcpStream> {
+pub(super) async fn session(stream: TcpStream, pre_read: Vec<u8>, max_bytes: usize) -> WebSocketStream<TcpStream> {
     let config = WebSocketConfig::default()
         .read_buffer_size(READ_BUFFER_BYTES)
         .max_message_size(Some(max_bytes))
