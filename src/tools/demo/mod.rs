@@ -2,7 +2,7 @@
 //!
 //! [`backend`] is the sample backend with its pages; it knows nothing of the gateway but its URL. The page is opened
 //! through the gateway, so its connections are same-origin; the same backend, asked past the gateway, serves the page
-//! of a foreign origin. [`rooms`] is its second application, a chat on the backplane, and [`pair`] the two gateways before
+//! of a foreign origin. `rooms.rs` is its second application, a chat on the backplane, and `pair.rs` the two gateways before
 //! that, which are processes of their own and start when its page is opened.
 
 use std::net::SocketAddr;
