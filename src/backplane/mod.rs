@@ -15,6 +15,7 @@
     )
 )]
 
+pub mod client_frames;
 pub mod engine;
 pub mod hub;
 pub mod memory;
@@ -22,6 +23,7 @@ pub mod position;
 pub mod recover;
 pub mod redis;
 pub mod rendered;
+pub mod resume;
 
 pub mod sink;
 pub mod subscriber;

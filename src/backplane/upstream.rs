@@ -19,12 +19,15 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::time::Sleep;
 
+use super::client_frames::ClientFrames;
+use super::resume;
 use super::subscriber::{Effect, Over, Subscriber};
 use crate::events::Event;
 use crate::grip::Limits;
 use crate::grip::control;
 use crate::grip::extension::OptIn;
 use crate::grip::filter::{Decision, Filter, without};
+use crate::grip::resume::{FromClient, PAYLOAD_LINE};
 use crate::policy::keepalive::TcpSnapshot;
 use crate::tunnel::{Verdict, Wire};
 use crate::ws::close::CloseCode;
@@ -82,6 +85,8 @@ pub struct GripUpstream<S> {
     timer: Option<Pin<Box<Sleep>>>,
     /// What the tunnel writes, as far as it has to be known.
     peer: Peer,
+    /// What the client sends, where it speaks the subprotocol `sluicegate.v1`.
+    client: Option<Box<Unlined>>,
     /// The backend broke the protocol: the tunnel sees its bytes as they are, and says so.
     broken: bool,
     rule: String,
@@ -91,7 +96,31 @@ impl<S: Wire + 'static> GripUpstream<S> {
     /// The stream `io`, behind the backend's 101 and `preread`, of which the tunnel must be given nothing. `rule` is for
     /// the log.
     pub fn new(io: S, preread: Vec<u8>, opt_in: OptIn, limits: Limits, subscriber: Subscriber, rule: String) -> Self {
-        let mut this = Self {
+        let mut this = Self::unread(io, opt_in, limits, subscriber, rule);
+        this.scan(&preread, now());
+        this
+    }
+
+    /// The same for a client that was answered the subprotocol `sluicegate.v1`.
+    pub fn resumable(
+        io: S,
+        preread: Vec<u8>,
+        opt_in: OptIn,
+        limits: Limits,
+        subscriber: Subscriber,
+        rule: String,
+        settings: resume::Settings,
+    ) -> Self {
+        let (now, mut out) = (now(), Vec::new());
+        let subscriber = subscriber.resumable(settings, now, &mut out);
+        let mut this = Self::unread(io, opt_in, limits, subscriber, rule);
+        (this.client, this.out) = (Some(Box::new(Unlined::new(this.limits.clone()))), out);
+        this.scan(&preread, now);
+        this
+    }
+
+    fn unread(io: S, opt_in: OptIn, limits: Limits, subscriber: Subscriber, rule: String) -> Self {
+        Self {
             io: Some(io),
             scanner: Scanner::new(Sender::Server, false),
             filter: Filter::new(opt_in, &limits),
@@ -103,11 +132,10 @@ impl<S: Wire + 'static> GripUpstream<S> {
             subscriber,
             timer: None,
             peer: Peer::default(),
+            client: None,
             broken: false,
             rule,
-        };
-        this.scan(&preread, now());
-        this
+        }
     }
 
     /// Whether a message of ours may be sent now. RFC 6455 §5.4.
@@ -172,7 +200,13 @@ impl<S: Wire + 'static> GripUpstream<S> {
     fn begin(&mut self, header: &FrameHeader, decision: Decision) {
         self.frame = match decision {
             Decision::Relay { skip } => {
-                self.out.extend_from_slice(DataHeader::new(&without(header, skip)).as_bytes());
+                let mut relayed = without(header, skip);
+                // One line for a message, in front of its first fragment.
+                let line =
+                    if self.client.is_some() && header.opcode != Opcode::Continuation { PAYLOAD_LINE } else { &[] };
+                relayed.payload_bytes += line.len() as u64;
+                self.out.extend_from_slice(DataHeader::new(&relayed).as_bytes());
+                self.out.extend_from_slice(line);
                 Frame::Relayed { skip }
             }
             Decision::Control { skip } => Frame::Control { skip },
@@ -359,13 +393,12 @@ impl<S: Wire + 'static> AsyncRead for GripUpstream<S> {
 
 impl<S: Wire + 'static> AsyncWrite for GripUpstream<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let this = &mut *self;
-        let len = match &mut this.io {
-            Some(io) => ready!(Pin::new(io).poll_write(cx, bytes))?,
-            None => bytes.len(),
-        };
-        this.peer.take(bytes.get(..len).unwrap_or_default())?;
-        Poll::Ready(Ok(len))
+        let Self { io, peer, client, subscriber, .. } = &mut *self;
+        let now = now();
+        match client {
+            Some(client) => client.poll_write(io.as_mut(), peer, bytes, cx, &mut |said| subscriber.hear(said, now)),
+            None => poll_forward(io.as_mut(), peer, bytes, cx),
+        }
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -399,7 +432,78 @@ impl<S: Wire + 'static> Wire for GripUpstream<S> {
     }
 
     fn verdict(&self) -> Option<Verdict> {
-        self.subscriber.over().map(|Over::Overrun| Verdict::Overrun)
+        let overrun = self.subscriber.over().map(|Over::Overrun| Verdict::Overrun);
+        let fault = self.client.as_ref().and_then(|client| client.frames.fault());
+        overrun.or(fault.map(Verdict::Subprotocol))
+    }
+}
+
+/// Writes to the backend, or, when it has detached, to who stands for it.
+fn poll_forward<S: Wire>(
+    io: Option<&mut S>,
+    peer: &mut Peer,
+    bytes: &[u8],
+    cx: &mut Context<'_>,
+) -> Poll<io::Result<usize>> {
+    let len = match io {
+        Some(io) => ready!(Pin::new(io).poll_write(cx, bytes))?,
+        None => bytes.len(),
+    };
+    peer.take(bytes.get(..len).unwrap_or_default())?;
+    Poll::Ready(Ok(len))
+}
+
+/// What a client of the subprotocol sends, on its way to the backend.
+///
+/// Bytes are taken in whole and made into what the backend reads, which is never longer by more than the start of a frame.
+/// The tunnel is told that they were written as they are, the last one when nothing is left: so it waits for a backend
+/// that takes no more, as it does without this, and gives the rest of the same bytes again.
+#[derive(Debug)]
+struct Unlined {
+    frames: ClientFrames,
+    /// What the backend has not taken.
+    pending: Vec<u8>,
+    /// How many bytes of the tunnel's became that, and were not reported as written.
+    owed: usize,
+}
+
+impl Unlined {
+    fn new(limits: Limits) -> Self {
+        Self { frames: ClientFrames::new(limits), pending: Vec::new(), owed: 0 }
+    }
+
+    fn poll_write<S: Wire>(
+        &mut self,
+        mut io: Option<&mut S>,
+        peer: &mut Peer,
+        bytes: &[u8],
+        cx: &mut Context<'_>,
+        hear: &mut dyn FnMut(FromClient<'_>) -> Result<(), &'static str>,
+    ) -> Poll<io::Result<usize>> {
+        let mut output = SCRATCH.take();
+        output.clear();
+        output.append(&mut self.pending);
+        if self.owed == 0 {
+            self.owed = bytes.len();
+            // The tunnel writes what it has scanned, so a fault here is none of a client's.
+            self.frames.take(bytes, &mut output, hear).map_err(|_| io::ErrorKind::InvalidData)?;
+        }
+        let (mut at, mut end) = (0, Poll::Ready(()));
+        while at < output.len() {
+            match poll_forward(io.as_deref_mut(), peer, output.get(at..).unwrap_or_default(), cx)? {
+                Poll::Ready(0) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                Poll::Ready(len) => at += len,
+                Poll::Pending => {
+                    end = Poll::Pending;
+                    break;
+                }
+            }
+        }
+        self.pending.extend_from_slice(output.get(at..).unwrap_or_default());
+        SCRATCH.set(output);
+        let written = if end.is_ready() { self.owed } else { at.min(self.owed.saturating_sub(1)) };
+        self.owed -= written;
+        if written == 0 && end.is_pending() { Poll::Pending } else { Poll::Ready(Ok(written)) }
     }
 }
 
@@ -479,5 +583,7 @@ fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }
 
+#[cfg(test)]
+mod resume_tests;
 #[cfg(test)]
 mod tests;

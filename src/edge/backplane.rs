@@ -15,6 +15,7 @@ use crate::backplane::hub::{Hub, InboxLimit};
 use crate::backplane::memory::{self, MemoryEngine};
 use crate::backplane::position::PositionError;
 use crate::backplane::redis::{self, RedisEngine, Servers};
+use crate::backplane::resume;
 use crate::backplane::sink::SinkLimit;
 use crate::backplane::subscriber::Subscriber;
 use crate::backplane::upstream::GripUpstream;
@@ -26,6 +27,7 @@ use crate::grip::extension::OptIn;
 use crate::grip::filters::Filter;
 use crate::grip::headers::{Added, Feature, add_request};
 use crate::metrics::{BackplaneMetrics, Metrics};
+use crate::tunnel;
 
 /// What this version can do, as backends are told.
 const FEATURES: [Feature; 8] = [
@@ -110,7 +112,8 @@ impl Backplane {
         Ok(())
     }
 
-    /// The stream of a backend that has opted in, with what was read of it behind its 101.
+    /// The stream of a backend that has opted in, with what was read of it behind its 101. `resume` is for a client that
+    /// was answered the subprotocol `sluicegate.v1`.
     pub fn upstream(
         &self,
         io: Socket,
@@ -118,9 +121,24 @@ impl Backplane {
         opt_in: OptIn,
         queue: InboxLimit,
         rule: &str,
+        resume: Option<resume::Settings>,
     ) -> GripUpstream<Socket> {
-        let subscriber = Subscriber::new(self.hub.join(queue), self.limits.clone());
-        GripUpstream::new(io, preread, opt_in, self.limits.clone(), subscriber, rule.to_owned())
+        let (limits, rule) = (self.limits.clone(), rule.to_owned());
+        let subscriber = Subscriber::new(self.hub.join(queue), limits.clone());
+        match resume {
+            None => GripUpstream::new(io, preread, opt_in, limits, subscriber, rule),
+            Some(settings) => GripUpstream::resumable(io, preread, opt_in, limits, subscriber, rule, settings),
+        }
+    }
+
+    /// What a client of the subprotocol is told first.
+    pub fn resume(&self, connection: String, settings: &tunnel::Settings) -> resume::Settings {
+        resume::Settings {
+            connection,
+            region: self.engine.region().clone(),
+            ping: settings.keepalive.as_ref().filter(|pings| pings.client).map(|pings| pings.interval),
+            max_message_bytes: settings.message.max_size_bytes,
+        }
     }
 }
 

@@ -26,6 +26,7 @@ pub mod service;
 pub mod socket;
 pub mod sticky;
 pub mod stream;
+pub mod subprotocol;
 pub mod tls_accept;
 pub mod upgrade;
 pub mod upstreams;

@@ -26,6 +26,7 @@ use super::routed::Routed;
 use super::socket::Socket;
 use super::sticky::{self, Choice};
 use super::stream::PrereadStream;
+use super::subprotocol;
 use super::upstreams::{ConnectError, Lease, Upstream};
 use crate::cause::Refusal;
 use crate::config::{CompressionMode, WebSocketMode};
@@ -119,6 +120,12 @@ pub async fn serve<C: Client>(
         Ok(accepted) => accepted,
         Err(error) => return refuse_because(client, Refusal::UpstreamInvalidUpgrade, Some(&error)).await,
     };
+    let client_headers = &request.head.request.headers;
+    let resumable =
+        match subprotocol::answer(client_headers, rule.backplane.is_some(), grip.is_some(), &mut asked.answer) {
+            Ok(resumable) => resumable,
+            Err(refusal) => return refuse(client, refusal).await,
+        };
     forwarding::apply(&rule.response_headers, &mut *asked.answer);
     let compression = compress(&rule, &offers, accepted, &mut asked.answer);
     if let Some(refusal) = client.watch().now_or_never() {
@@ -168,7 +175,9 @@ pub async fn serve<C: Client>(
         endpoint_answers,
     };
     if let (Some((backplane, queue)), Some(opt_in)) = (&rule.backplane, grip) {
-        let opening = opening.map_upstream(|io, preread| backplane.upstream(io, preread, opt_in, *queue, &rule.name));
+        let resumable = resumable.then(|| backplane.resume(held.entry.live.tag.session_id(), &rule.tunnel));
+        let opening =
+            opening.map_upstream(|io, preread| backplane.upstream(io, preread, opt_in, *queue, &rule.name, resumable));
         tokio::spawn(run(Session::new(opening), held, gateway.clone(), returning));
     } else {
         tokio::spawn(run(Session::new(opening), held, gateway.clone(), returning));
@@ -384,6 +393,7 @@ fn upstream_request(
         backplane::strip(&mut upstream);
         backplane.offer(&mut upstream)?;
     }
+    subprotocol::offer(&request.head.request.headers, rule.backplane.is_some(), &mut upstream)?;
     forwarding::tell_client(&mut upstream, request, &listener.config.client_address);
     forwarding::apply(&rule.request_headers, &mut upstream);
     forwarding::rewrite(rule.rewrite.as_ref(), &mut upstream).map_err(|_| Refusal::BadPath)?;

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use crate::cause::Cause;
 use crate::policy::keepalive::{self, TcpSnapshot};
 use crate::policy::{message, slow_client};
 
@@ -52,6 +53,18 @@ pub trait Wire: AsyncRead + AsyncWrite + Unpin + Send {
 pub enum Verdict {
     /// The client has fallen behind what this node keeps of one of its channels.
     Overrun,
+    /// The client has broken the subprotocol that is the gateway's own, in this way.
+    Subprotocol(&'static str),
+}
+
+impl Verdict {
+    /// The cause that the session ends with.
+    pub const fn cause(self) -> Cause {
+        match self {
+            Self::Overrun => Cause::Overrun,
+            Self::Subprotocol(how) => Cause::ClientSubprotocol(how),
+        }
+    }
 }
 
 impl Wire for tokio::net::TcpStream {

@@ -20,7 +20,7 @@ use super::registry::{Control, Order};
 use super::side::{Side, SideEnd};
 use super::stats::Stats;
 use super::work::Work;
-use super::{Compression, Settings, Verdict, Wire};
+use super::{Compression, Settings, Wire};
 use crate::cause::Cause;
 use crate::metrics::{RuleMetrics, SlowClientMark};
 use crate::policy::keepalive::{Keepalive, Step as KeepaliveStep};
@@ -304,8 +304,8 @@ impl<C: Wire, U: Wire> Future for Session<C, U> {
             this.control.listen(cx.waker());
         }
         this.follow_orders(now);
-        if let Some(Verdict::Overrun) = this.upstream.io.verdict() {
-            this.core.end(Cause::Overrun, now);
+        if let Some(verdict) = this.upstream.io.verdict() {
+            this.core.end(verdict.cause(), now);
         }
         let Self { client, upstream, core, .. } = this;
         let over = core

@@ -15,11 +15,11 @@ use crate::grip::extension::Prefix;
 use crate::grip::publish;
 use crate::ws::header::parse;
 
-struct Bed {
-    engine: Arc<MemoryEngine>,
-    hub: Arc<Hub>,
-    backend: DuplexStream,
-    tunnel: GripUpstream<DuplexStream>,
+pub(super) struct Bed {
+    pub(super) engine: Arc<MemoryEngine>,
+    pub(super) hub: Arc<Hub>,
+    pub(super) backend: DuplexStream,
+    pub(super) tunnel: GripUpstream<DuplexStream>,
 }
 
 impl Bed {
@@ -33,15 +33,15 @@ impl Bed {
         Self { engine, hub, backend, tunnel }
     }
 
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self::with(b"", InboxLimit::default())
     }
 
-    async fn says(&mut self, bytes: &[u8]) {
+    pub(super) async fn says(&mut self, bytes: &[u8]) {
         self.backend.write_all(bytes).await.unwrap();
     }
 
-    async fn text(&mut self, text: &str) {
+    pub(super) async fn text(&mut self, text: &str) {
         self.says(&text_frame(text)).await;
     }
 
@@ -54,12 +54,12 @@ impl Bed {
     }
 
     /// Lets what is under way come to its end, without an effect on the client.
-    async fn settle(&mut self) {
+    pub(super) async fn settle(&mut self) {
         let read = tokio::time::timeout(Duration::from_millis(100), self.tunnel.read_u8()).await;
         assert!(read.is_err(), "nothing for the client");
     }
 
-    async fn publish(&self, json: &str) {
+    pub(super) async fn publish(&self, json: &str) {
         for item in publish::parse(format!("{{\"items\":[{json}]}}").as_bytes(), &Limits::default()).unwrap() {
             let mut payload = Vec::new();
             item.encode(&mut payload);
@@ -70,7 +70,7 @@ impl Bed {
     }
 
     /// The first byte and the payload of the next frame that the tunnel reads.
-    async fn frame(&mut self) -> (u8, Vec<u8>) {
+    pub(super) async fn frame(&mut self) -> (u8, Vec<u8>) {
         let mut bytes = Vec::new();
         loop {
             if let Some((header, len)) = parse(&bytes, Sender::Server, false).unwrap()
@@ -85,11 +85,11 @@ impl Bed {
     }
 }
 
-fn text_frame(text: &str) -> Vec<u8> {
+pub(super) fn text_frame(text: &str) -> Vec<u8> {
     super::super::rendered::frame(crate::grip::Kind::Text, text.as_bytes())
 }
 
-fn message(id: &str, text: &str) -> String {
+pub(super) fn message(id: &str, text: &str) -> String {
     format!(r#"{{"channel":"room","id":"{id}","formats":{{"ws-message":{{"content":"{text}"}}}}}}"#)
 }
 
