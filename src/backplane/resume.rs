@@ -78,6 +78,8 @@ pub(super) struct Wanted {
 pub(super) struct Track {
     /// The client's own position in this region's log, which it was asked from.
     from: Option<Position>,
+    /// Where the client is by what it was sent; `None` while it is at `from`.
+    last: Option<Position>,
     /// Whether anything from before was asked for.
     resumed: bool,
     /// Positions that nothing can be done with here.
@@ -110,15 +112,21 @@ impl Resume {
         );
     }
 
-    /// The backend subscribes. Returns the subscription to make now, if it need not wait.
-    pub(super) fn subscribe(&mut self, wanted: Wanted, now: Instant) -> Option<(Wanted, Track)> {
+    /// The backend subscribes, in the place of an earlier subscription if there is one. Returns the subscription to make
+    /// now, if it need not wait.
+    pub(super) fn subscribe(
+        &mut self,
+        wanted: Wanted,
+        earlier: Option<Track>,
+        now: Instant,
+    ) -> Option<(Wanted, Track)> {
         if let Stand::Waiting { subscriptions, .. } = &mut self.stand {
             // The caller has counted its channel.
             subscriptions.retain(|other| other.channel != wanted.channel);
             subscriptions.push(wanted);
             return None;
         }
-        Some(self.place(wanted, now))
+        Some(self.place(wanted, earlier, now))
     }
 
     /// The backend unsubscribes.
@@ -207,16 +215,24 @@ impl Resume {
         let forget_at = (!self.places.is_empty()).then(|| now + POSITIONS_KEPT);
         match std::mem::replace(&mut self.stand, Stand::Begun { late, forget_at }) {
             Stand::Waiting { subscriptions, .. } => {
-                subscriptions.into_iter().map(|wanted| self.place(wanted, now)).collect()
+                subscriptions.into_iter().map(|wanted| self.place(wanted, None, now)).collect()
             }
             Stand::Begun { .. } => Vec::new(),
         }
     }
 
     /// From where on a channel is wanted: the client's own position is nearer to what it has than what its backend knows.
-    fn place(&mut self, wanted: Wanted, now: Instant) -> (Wanted, Track) {
+    /// Behind a subscription whose place this takes it goes on, since what waited of that is not sent any more.
+    fn place(&mut self, wanted: Wanted, earlier: Option<Track>, now: Instant) -> (Wanted, Track) {
         let mut track = Track { pending_at: Some(now + PENDING_AFTER), ..Track::default() };
         let mut from = wanted.from;
+        if let Some(earlier) = earlier {
+            track.lost = earlier.lost;
+            if let (From::Now, Some(place)) = (&from, earlier.last.or(earlier.from)) {
+                track.from = Some(place.clone());
+                from = From::Place(Place::After(place));
+            }
+        }
         for position in self.places.remove(wanted.channel.as_str()).unwrap_or_default() {
             if position.region() != self.settings.region.as_str() {
                 track.lost.push((position, GapReason::RegionDown));
@@ -241,7 +257,8 @@ impl Track {
         for (position, why) in &lost {
             gap(channel, position.region(), *why, Some(position.as_str()), None, out);
         }
-        let from = self.from.take().map(|from| from.to_string());
+        let from_place = self.from.take();
+        let from = from_place.as_ref().map(Position::to_string);
         if let Recovery::Gap(why) = recovery {
             gap(channel, top.region.as_str(), reason(why), from.as_deref(), Some(&head), out);
         }
@@ -256,11 +273,17 @@ impl Track {
             Recovery::Replay { from, to } => (to + 1).saturating_sub(from),
             Recovery::Live | Recovery::Gap(_) => 0,
         };
+        if replayed == 0 {
+            self.last = Some(top.clone());
+        } else {
+            self.from = from_place;
+        }
         tell(&Notice::Sub { channel: channel.into(), heads: vec![head.into()], state, replayed }, out);
     }
 
     /// Messages of the channel may be missing.
-    pub(super) fn gap(channel: &Channel, why: Why, top: &Position, out: &mut Vec<u8>) {
+    pub(super) fn gap(&mut self, channel: &Channel, why: Why, top: &Position, out: &mut Vec<u8>) {
+        self.last = Some(top.clone());
         gap(channel.as_str(), top.region.as_str(), reason(why), None, Some(&top.to_string()), out);
     }
 
@@ -278,12 +301,14 @@ impl Track {
     }
 
     /// An entry was sent to the client, with its position.
-    pub(super) fn seen(&mut self) {
+    pub(super) fn seen(&mut self, position: &Position) {
+        self.last = Some(position.clone());
         self.unseen = 0;
     }
 
     /// An entry was not for the client. Of many it is told the position, so that it does not fall behind the history.
     pub(super) fn unseen(&mut self, channel: &Channel, position: &Position, out: &mut Vec<u8>) {
+        self.last = Some(position.clone());
         self.unseen += 1;
         if self.unseen >= UNSEEN_ENTRIES {
             self.passed(channel, position, out);

@@ -175,11 +175,15 @@ impl Subscriber {
         };
         let last_id = prev_id.unwrap_or_default();
         let subscription = Subscription { filters, on_gap: recover.on_gap, last_id, track: None };
-        self.subscriptions.insert(channel.clone(), subscription);
+        let earlier = self.subscriptions.insert(channel.clone(), subscription);
         match &mut self.resume {
             None => self.member.subscribe(&channel, from, limit),
             Some(resume) => {
-                let now_or_later = resume.subscribe(Wanted { channel, from, limit }, now);
+                let now_or_later = resume.subscribe(
+                    Wanted { channel, from, limit },
+                    earlier.and_then(|earlier| earlier.track).map(|track| *track),
+                    now,
+                );
                 self.join(now_or_later.into_iter().collect());
             }
         }
@@ -251,8 +255,9 @@ impl Subscriber {
                 matches!(recovery, Recovery::Gap(_)).then_some(channel)
             }
             Notice::Gap { channel, why, top } => {
-                if self.is_resumable() {
-                    Track::gap(&channel, why, &top, out);
+                let track = self.subscriptions.get_mut(&channel).and_then(|subscription| subscription.track.as_mut());
+                if let Some(track) = track {
+                    track.gap(&channel, why, &top, out);
                 }
                 Some(channel)
             }
@@ -314,7 +319,7 @@ impl Subscriber {
         if let Some(subscription) = self.subscriptions.get_mut(channel) {
             subscription.last_id.clone_from(&rendered.id);
             match &mut subscription.track {
-                Some(track) if seen => track.seen(),
+                Some(track) if seen => track.seen(position),
                 Some(track) => track.unseen(channel, position, out),
                 None => {}
             }

@@ -236,6 +236,27 @@ async fn a_client_that_says_nothing_is_new_after_a_while_and_hears_of_a_gap_when
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_second_subscription_goes_on_where_the_first_was() {
+    let mut bed = Bed::resumable();
+    bed.told(json!({ "t": "hello" })).await;
+    bed.client_says("{\"t\":\"new\"}\n").await;
+    bed.text(SUBSCRIBE).await;
+    bed.told(json!({ "t": "sub", "s": "live" })).await;
+    bed.publish_numbers(1..=1).await;
+    bed.delivered(1..=1).await;
+    // These wait for the client when the second takes the place of the first.
+    bed.publish_numbers(2..=3).await;
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    let mut out = Vec::new();
+    let control = control::parse(SUBSCRIBE[2..].as_bytes(), &Limits::default()).unwrap();
+    bed.tunnel.subscriber.control(control, now(), &mut out);
+    bed.told(json!({ "t": "sub", "s": "recovered", "n": 2 })).await;
+    bed.delivered(2..=3).await;
+    bed.publish_numbers(4..=4).await;
+    bed.delivered(4..=4).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn positions_for_channels_that_are_never_subscribed_are_forgotten() {
     let mut bed = Bed::resumable();
     bed.told(json!({ "t": "hello" })).await;
