@@ -6,30 +6,8 @@ import { once } from "node:events";
 import { rm } from "node:fs/promises";
 import { after, before, test } from "node:test";
 import WebSocket from "ws";
-import { backend, eventually, freePort, gateway, serve, temporaryFolder, total } from "./support.mjs";
-
-const configuration = (port, engine, more = "") => `
-version: 1
-listeners: [{ name: public, bind: "127.0.0.1:0" }]
-admin: { bind: "127.0.0.1:0" }
-upstreams: [{ name: app, endpoints: ["127.0.0.1:${port}"] }]
-backplane: { engine: ${engine}, region: eu, publish: { bind: "127.0.0.1:0" } }
-rules:
-  - { name: app, match: { path_prefix: /plain }, upstream: app }
-  - { name: rooms, upstream: app, backplane: grip${more} }
-`;
-
-async function start(port, engine = "memory", more = "") {
-  const gate = await gateway(configuration(port, engine, more));
-  const { address } = await gate.line({ event: "listening", listener: "publish" });
-  return { ...gate, publish: `http://${address}/publish` };
-}
-
-async function publish(gate, channel, ...ids) {
-  const items = ids.map((id) => ({ channel, id, formats: { "ws-message": { content: `text ${id}` } } }));
-  const answer = await fetch(gate.publish, { method: "POST", body: JSON.stringify({ items }) });
-  assert.equal(answer.status, 200);
-}
+import { publish, start } from "./rooms.mjs";
+import { backend, eventually, freePort, serve, temporaryFolder, total } from "./support.mjs";
 
 /** A message as its header line and its payload. */
 function split(data) {
@@ -115,7 +93,7 @@ test("every message has its line, whoever sends it and however it is cut", async
   assert.deepEqual([hello.v, hello.region, hello.resume_wait, hello.ping, hello.max_frame], [1, "eu", 2000, 25000, 1048576]);
   const sub = await ann.wait(is("sub"));
   assert.deepEqual([sub.c, sub.s, sub.n, sub.h.length], ["lines", "live", 0, 1]);
-  await publish(gate, "lines", "m-1");
+  await publish(gate, "lines", ["m-1"]);
   await ann.published(1);
   const [message] = ann.messages();
   assert.deepEqual([message.c, message.i, message.payload], ["lines", "m-1", "text m-1"]);
@@ -133,7 +111,7 @@ test("every message has its line, whoever sends it and however it is cut", async
 });
 
 test("sizes are those on the wire, and what breaks the subprotocol is closed with 1002", async () => {
-  const small = await start(peer.port, "memory", ", message: { max_size: 1KiB }");
+  const small = await start(peer.port, "memory", { rule: ", message: { max_size: 1KiB }" });
   try {
     for (const [text, code, cause] of [
       [`\n${"x".repeat(1024)}`, 1009, "message_too_big"], ["hello", 1002, "client_subprotocol"],
@@ -156,11 +134,41 @@ test("sizes are those on the wire, and what breaks the subprotocol is closed wit
   }
 });
 
+test("a client that reads too slowly is closed with 1013, comes back, and hears of what is gone", async () => {
+  const rule = ", compression: refuse, slow_client: { timeout: 60s, max_queue_messages: 1 }";
+  const tight = await start(peer.port, "memory", { rule, history: ", history: { max_messages: 2 }" });
+  try {
+    const ann = await enter(`${tight.ws}/slow`, { t: "new" });
+    await ann.wait(is("sub"));
+    ann.socket.pause();
+    const ALL = 1000;
+    for (let from = 1; from <= ALL; from += 50) {
+      const ids = Array.from({ length: 50 }, (_, at) => from + at);
+      await publish(tight, "slow", ids, (id) => `${id} ${"x".repeat(16 << 10)}`);
+    }
+    const closed = once(ann.socket, "close");
+    ann.socket.resume();
+    assert.equal((await closed)[0], 1013);
+    const got = ann.messages();
+    assert.deepEqual(got.map(({ i }) => Number(i)), got.map((_, at) => at + 1), "in order, without a hole");
+    assert.ok(got.length < ALL - 2, `${got.length} of ${ALL}`);
+    const back = await enter(`${tight.ws}/slow`, resume({ slow: [got.at(-1).p] }));
+    const gap = await back.wait(is("gap"));
+    assert.deepEqual([gap.why, gap.from], ["trimmed", got.at(-1).p]);
+    assert.match(gap.to, new RegExp(`\\.${ALL}\\.`));
+    await publish(tight, "slow", [ALL + 1]);
+    assert.deepEqual((await back.published(1)).map(({ i }) => i), [`${ALL + 1}`]);
+    await back.leave();
+  } finally {
+    await tight.stop();
+  }
+});
+
 test("a client whose node restarted on memory hears of the gap", async () => {
   const first = await start(peer.port);
   const ann = await enter(`${first.ws}/restart`, { t: "new" });
   await ann.wait(is("sub"));
-  await publish(first, "restart", "m-1");
+  await publish(first, "restart", ["m-1"]);
   await ann.published(1);
   const closed = once(ann.socket, "close");
   await first.stop();
@@ -171,7 +179,7 @@ test("a client whose node restarted on memory hears of the gap", async () => {
     const gap = await again.wait(is("gap"));
     assert.deepEqual([gap.c, gap.r, gap.why, gap.from], ["restart", "eu", "lineage", ann.messages()[0].p]);
     assert.equal((await again.wait(is("sub"))).s, "gap");
-    await publish(second, "restart", "m-2");
+    await publish(second, "restart", ["m-2"]);
     await again.published(1);
     await again.leave();
   } finally {
@@ -191,10 +199,10 @@ test("a place that one gateway gave is one that the other knows, and what waits 
     for (const each of [one, two]) await each.metric("sluicegate_region_up", {}, 1);
     const ann = await enter(`${one.ws}/both`, { t: "new" });
     const start = await ann.wait(is("sub"));
-    await publish(two, "both", "m-1", "m-2");
+    await publish(two, "both", ["m-1", "m-2"]);
     await ann.published(2);
     await ann.leave();
-    await publish(one, "both", "m-3", "m-4");
+    await publish(one, "both", ["m-3", "m-4"]);
     for (const [place, missed] of [[ann.messages()[1].p, ["m-3", "m-4"]], [start.h[0], ["m-1", "m-2", "m-3", "m-4"]]]) {
       for (const each of [two, one]) {
         const moved = await enter(`${each.ws}/both`, resume({ both: [place], elsewhere: [place] }));
@@ -215,7 +223,7 @@ test("a place that one gateway gave is one that the other knows, and what waits 
     assert.deepEqual((await late.wait(is("sub"))).s, "pending");
     stop = await redis();
     await late.wait(({ s }) => s === "live");
-    await eventually(() => publish(one, "both", "m-5").then(() => true, () => false), Boolean);
+    await eventually(() => publish(one, "both", ["m-5"]).then(() => true, () => false), Boolean);
     await live.published(1);
     assert.deepEqual(live.messages().map(({ i }) => i), ["m-5"]);
     await Promise.all([live, late].map((each) => each.leave()));
