@@ -240,8 +240,9 @@ export class SluicegateSocket extends EventTarget {
 
   #connect(): void {
     const url = typeof this.#address === "function" ? this.#address() : this.#address;
-    this.#url = String(url);
     const socket = this.#open(url, this.#offer());
+    // A relative one is made absolute there.
+    this.#url = socket.url || String(url);
     socket.binaryType = "arraybuffer";
     this.#socket = socket;
     this.#refusal = undefined;

@@ -1,5 +1,7 @@
 //! Clients of the subprotocol `sluicegate.v1`: what they are told, where they go on, and what their backends read.
 
+use rand::rngs::SmallRng;
+use rand::{Rng as _, SeedableRng as _};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, DuplexStream};
 
@@ -248,7 +250,7 @@ async fn a_second_subscription_goes_on_where_the_first_was() {
     bed.publish_numbers(2..=3).await;
     tokio::time::sleep(Duration::from_millis(10)).await;
     let mut out = Vec::new();
-    let control = control::parse(SUBSCRIBE[2..].as_bytes(), &Limits::default()).unwrap();
+    let control = control::parse(&SUBSCRIBE.as_bytes()[2..], &Limits::default()).unwrap();
     bed.tunnel.subscriber.control(control, now(), &mut out);
     bed.told(json!({ "t": "sub", "s": "recovered", "n": 2 })).await;
     bed.delivered(2..=3).await;
@@ -380,6 +382,41 @@ async fn who_is_overrun_comes_back_to_a_gap_that_is_told() {
     bed.client_says(&resume_from(&position)).await;
     bed.told(json!({ "t": "gap", "why": "trimmed", "from": position })).await;
     bed.told(json!({ "t": "sub", "s": "gap" })).await;
+}
+
+/// A client that is cut at any message and comes back each time, while more is published, with an inbox of any size: each
+/// message comes once and in order, and there is no gap, since the history has all of them.
+#[tokio::test(start_paused = true)]
+async fn a_client_that_is_cut_anywhere_gets_everything_once() {
+    let seed = std::env::var("SLUICEGATE_SEED").map_or(1, |seed| seed.parse().unwrap());
+    let mut random = SmallRng::seed_from_u64(seed);
+    println!("SLUICEGATE_SEED={seed}");
+    let (mut bed, mut cursor) = (Bed::resumable(), None::<String>);
+    let (mut published, mut seen) = (0, 0);
+    for _ in 0..300 {
+        let limit = InboxLimit { max_messages: random.random_range(1..20), max_bytes: 1 << random.random_range(3..12) };
+        bed = bed.come_back(&text_frame(SUBSCRIBE), limit);
+        bed.told(json!({ "t": "hello" })).await;
+        let first = cursor.as_deref().map_or_else(|| "{\"t\":\"new\"}\n".to_owned(), resume_from);
+        bed.client_says(&first).await;
+        let sub = bed.told(json!({ "t": "sub", "s": if cursor.is_some() { "recovered" } else { "live" } })).await;
+        assert_eq!(sub["n"], published - seen);
+        if cursor.is_none() {
+            cursor = sub["h"][0].as_str().map(str::to_owned);
+        }
+        for _ in 0..random.random_range(0..6) {
+            let more = random.random_range(0..10);
+            bed.publish_numbers(published + 1..=published + more).await;
+            published += more;
+            let takes = random.random_range(0..=published - seen);
+            if takes > 0 {
+                cursor = Some(bed.delivered(seen + 1..=seen + takes).await);
+                seen += takes;
+            }
+        }
+        // Cut: what was on its way is lost.
+    }
+    assert!(seen > 1000, "{seen} of {published}");
 }
 
 #[tokio::test(start_paused = true)]
