@@ -1,4 +1,4 @@
-// A TCP relay between a client and one of several servers, which a test can point elsewhere and cut.
+// A TCP relay between a client and one of several servers, which a test can point elsewhere, cut and freeze.
 
 import { connect, createServer } from "node:net";
 
@@ -27,6 +27,12 @@ export async function relay(to) {
     ws: `ws://127.0.0.1:${server.address().port}`,
     /** Ends all connections as a network does that fails. */
     cut,
+    /** Lets nothing through any more on the present connections, and says so to nobody. */
+    freeze() {
+      for (const [client, upstream] of pairs) {
+        for (const [one, other] of [[client, upstream], [upstream, client]]) one.unpipe(other).pause();
+      }
+    },
     pointTo(port) {
       target = port;
     },

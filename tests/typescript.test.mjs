@@ -99,6 +99,26 @@ test("a gateway that drains is left for another, and what is published meanwhile
   }
 });
 
+test("over ws, a network that is gone without a word is noticed by its silence", async () => {
+  const quick = await the.another({ rule: ", keepalive: { interval: 1s, timeout: 2s }" });
+  const wire = await relay(quick.port);
+  const ann = enter(`${wire.ws}/silent`);
+  try {
+    await ann.subscribed();
+    await publish(the.gates[0], "silent", [1]);
+    await ann.has(1);
+    const id = ann.socket.connectionId;
+    wire.freeze();
+    await publish(the.gates[0], "silent", [2]);
+    await quick.line({ event: "session", session_id: id, cause: "client_silent" });
+    await ann.has(2);
+    assert.deepEqual([ann.ids(), ann.told.gaps, ann.told.losses.map(({ code }) => code)], [["1", "2"], [], [1006]]);
+  } finally {
+    await ann.leave();
+    await Promise.all([wire.stop(), quick.stop()]);
+  }
+});
+
 test("a cursor that was exported is where the next client begins, and one of another log is a gap", async () => {
   const url = `${the.gates[0].ws}/exported`;
   const ann = enter(url);

@@ -302,16 +302,27 @@ impl Track {
 
     /// An entry was sent to the client, with its position.
     pub(super) fn seen(&mut self, position: &Position) {
-        self.last = Some(position.clone());
+        self.move_to(position);
         self.unseen = 0;
     }
 
     /// An entry was not for the client. Of many it is told the position, so that it does not fall behind the history.
     pub(super) fn unseen(&mut self, channel: &Channel, position: &Position, out: &mut Vec<u8>) {
-        self.last = Some(position.clone());
+        self.move_to(position);
         self.unseen += 1;
         if self.unseen >= UNSEEN_ENTRIES {
             self.passed(channel, position, out);
+        }
+    }
+
+    /// Takes what differs: the names are shared by all sessions of the node, and counting them for each message would have
+    /// its cores wait for each other.
+    fn move_to(&mut self, position: &Position) {
+        match &mut self.last {
+            Some(last) if last.epoch == position.epoch && last.region == position.region => {
+                (last.n, last.id) = (position.n, position.id);
+            }
+            _ => self.last = Some(position.clone()),
         }
     }
 

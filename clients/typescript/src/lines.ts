@@ -14,6 +14,7 @@ export interface Line {
   i?: string;
   ts?: number;
   cid?: string;
+  ping?: number;
   h?: string[];
   s?: string;
   n?: number;

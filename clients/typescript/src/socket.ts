@@ -14,7 +14,7 @@ import {
   DisconnectEvent, GapEvent, SocketCloseEvent, SocketMessageEvent, SubscriptionEvent, type SluicegateSocketEventMap,
 } from "./events.js";
 import { agreed, offer, read, sizeOf, write, type Data, type Line } from "./lines.js";
-import { watchRefusals, type Refusal, type WebSocketConstructor, type WebSocketLike } from "./websocket.js";
+import { watchPings, watchRefusals, type Refusal, type WebSocketConstructor, type WebSocketLike } from "./websocket.js";
 
 /** Of a lost connection, for who decides whether another is worth it. */
 export interface Loss {
@@ -69,6 +69,8 @@ const QUEUE_MESSAGES = 100;
 const QUEUE_BYTES = 1 << 20;
 const CONNECT_TIMEOUT_MS = 15_000;
 const RECENT_IDS = 1024;
+/** How long a ping may be late. */
+const PING_GRACE_MS = 5_000;
 
 /** A WebSocket that is made anew when it is lost, and gets what it missed. The API is the WebSocket's, and more. */
 export class SluicegateSocket extends EventTarget {
@@ -104,6 +106,9 @@ export class SluicegateSocket extends EventTarget {
   #attempt = 0;
   #failures = 0;
   #openedAt: number | undefined;
+  #heardAt = 0;
+  /** Whether the server's pings can be seen, so that silence means something. */
+  #seesPings = false;
   #refusal: Refusal | undefined;
   /** Channels whose positions the gateway was not told. */
   #untold = new Set<string>();
@@ -247,6 +252,7 @@ export class SluicegateSocket extends EventTarget {
     this.#socket = socket;
     this.#refusal = undefined;
     this.#connectionId = undefined;
+    this.#seesPings = watchPings(socket, () => (this.#heardAt = Date.now()));
     watchRefusals(socket, (refusal) => (this.#refusal = refusal));
     socket.onopen = () => this.#opened(socket);
     socket.onmessage = ({ data }: { data: string | ArrayBuffer }) => this.#received(data);
@@ -301,6 +307,7 @@ export class SluicegateSocket extends EventTarget {
 
   #received(data: string | ArrayBuffer): void {
     if (this.#state !== 1) return;
+    this.#heardAt = Date.now();
     if (!this.#resumable) return this.#give(data, {});
     try {
       const { line, payload } = read(data);
@@ -339,6 +346,7 @@ export class SluicegateSocket extends EventTarget {
     const channel = line.c ?? "";
     if (line.t === "hello") {
       this.#connectionId = line.cid;
+      if (this.#seesPings && line.ping && this.#socket) this.#listen(this.#socket, 2 * line.ping + PING_GRACE_MS);
     } else if (line.t === "sub") {
       const told = !this.#untold.delete(channel);
       if (!told && line.s === "live") this.dispatchEvent(new GapEvent({ channel, why: "limit" }));
@@ -354,7 +362,14 @@ export class SluicegateSocket extends EventTarget {
     }
   }
 
-  /** It does not open, and its close may not come either. */
+  /** Gives a connection up on which nothing comes for so long: the gateway would have pinged it. */
+  #listen(socket: WebSocketLike, patienceMs: number): void {
+    const silent = Date.now() - this.#heardAt;
+    if (silent >= patienceMs) return this.#giveUp(socket);
+    this.#timer = setTimeout(() => this.#listen(socket, patienceMs), patienceMs - silent);
+  }
+
+  /** It does not open, or is dead, and its close may not come either. */
   #giveUp(socket: WebSocketLike): void {
     this.#drop(socket);
     this.dispatchEvent(new Event("error"));
@@ -365,7 +380,9 @@ export class SluicegateSocket extends EventTarget {
     socket.onopen = socket.onmessage = socket.onclose = null;
     // `ws` throws what nobody listens for.
     socket.onerror = () => {};
-    socket.close();
+    const { terminate } = socket as { terminate?: () => void };
+    if (typeof terminate === "function") terminate.call(socket);
+    else socket.close();
   }
 
   #lost(loss: { code: number; reason: string; wasClean: boolean }): void {
@@ -415,8 +432,8 @@ export class SluicegateSocket extends EventTarget {
     const socket = this.#socket;
     const wasOpen = this.#state === 1;
     this.#state = 2;
-    if (socket && wasOpen) return socket.close(code, reason);
     clearTimeout(this.#timer);
+    if (socket && wasOpen) return socket.close(code, reason);
     if (socket) this.#drop(socket);
     this.#socket = undefined;
     // As a WebSocket that is closed before it is open, and later than the call.

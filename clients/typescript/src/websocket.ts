@@ -37,3 +37,11 @@ export function watchRefusals(socket: WebSocketLike, refused: (refusal: Refusal)
     terminate.call(socket);
   });
 }
+
+/** Has `seen` called with each ping of the server, where the implementation shows them: `ws` does. Answers whether it does. */
+export function watchPings(socket: WebSocketLike, seen: () => void): boolean {
+  const { on } = socket as { on?: unknown };
+  if (typeof on !== "function") return false;
+  on.call(socket, "ping", seen);
+  return true;
+}

@@ -346,6 +346,36 @@ test("a connection that does not open in time is given up, and so is a gateway t
   }
 });
 
+test("silence is the end of a connection whose pings can be seen", () => {
+  class Ws extends FakeWebSocket {
+    on(name, listener) {
+      if (name === "ping") this.ping = listener;
+    }
+  }
+  const { of, wire, socket } = open({ WebSocket: Ws });
+  wire().opens();
+  wire().says({ t: "hello", ping: 25_000 });
+  for (let at = 0; at < 5; at += 1) {
+    mock.timers.tick(54_000);
+    wire().ping();
+  }
+  mock.timers.tick(54_999);
+  assert.equal(of("disconnect").length, 0);
+  mock.timers.tick(1);
+  assert.deepEqual([of("disconnect")[0].code, of("disconnect")[0].wasClean], [1006, false]);
+  mock.timers.tick(250);
+  wire().opens();
+  wire().says({ t: "hello", ping: 25_000 });
+  socket.close();
+  mock.timers.tick(100_000);
+  assert.equal(of("disconnect").length, 1, "its close is waited for as a WebSocket waits");
+  const blind = open();
+  blind.wire().opens();
+  blind.wire().says({ t: "hello", ping: 25_000 });
+  mock.timers.tick(1_000_000);
+  assert.equal(blind.of("disconnect").length, 0);
+});
+
 test("handlers are as a WebSocket's, addresses may be asked for, and a bad one is an error", () => {
   const seen = [];
   let asked = 0;
