@@ -78,7 +78,7 @@ test("a cursor that was exported is where the next client begins, and one of ano
 });
 
 test("refusals are waited for, ends are told, and without the subprotocol it is plain", async () => {
-  const limited = await start(the.peer.port, "memory", { rule: ", handshake: { per_ip: { rate: 1/s, burst: 1 } }" });
+  const limited = await start(the.peer.port, "memory", { rule: ", handshake: { per_ip: { rate: 20/m, burst: 1 } }" });
   try {
     const first = room(`${limited.ws}/limited`, 1);
     await first.said("subscribed");

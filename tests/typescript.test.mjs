@@ -139,7 +139,7 @@ test("a cursor that was exported is where the next client begins, and one of ano
 });
 
 test("a refusal with Retry-After is waited for, and one that says no is the end", async () => {
-  const limited = await start(the.peer.port, "memory", { rule: ", handshake: { per_ip: { rate: 1/s, burst: 1 } }" });
+  const limited = await start(the.peer.port, "memory", { rule: ", handshake: { per_ip: { rate: 20/m, burst: 1 } }" });
   try {
     const first = enter(`${limited.ws}/limited`);
     await first.subscribed();

@@ -482,7 +482,8 @@ impl Unlined {
     ) -> Poll<io::Result<usize>> {
         let mut output = SCRATCH.take();
         output.clear();
-        output.append(&mut self.pending);
+        // With its memory: nothing is kept while nothing waits.
+        output.append(&mut std::mem::take(&mut self.pending));
         if self.owed == 0 {
             self.owed = bytes.len();
             // The tunnel writes what it has scanned, so a fault here is none of a client's.
