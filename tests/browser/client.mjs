@@ -2,12 +2,13 @@
 
 import assert from "node:assert/strict";
 import { once } from "node:events";
-import { readFile } from "node:fs/promises";
+import { readFile, rm } from "node:fs/promises";
 import { createServer } from "node:http";
+import { join } from "node:path";
 import { after, before, test } from "node:test";
 import { fileURLToPath } from "node:url";
 import { publish } from "../rooms.mjs";
-import { backend, eventually, gateway } from "../support.mjs";
+import { backend, certificates, eventually, gateway, temporaryFolder } from "../support.mjs";
 import { openChromium } from "./chromium.mjs";
 import { openFirefox } from "./firefox.mjs";
 
@@ -27,8 +28,11 @@ socket.ondisconnect = ({ code }) => told.losses.push(code);
 addEventListener("pagehide", () => sessionStorage.setItem("cursor", JSON.stringify(socket.exportCursor())));
 </script>`;
 
-let files, peer, plain, gate;
+let folder, files, peer, plain, gate;
 before(async () => {
+  folder = await temporaryFolder();
+  await certificates(folder, { local: ["localhost", "127.0.0.1"] });
+  const [key, cert] = ["local.key", "local.crt"].map((name) => join(folder, name));
   files = createServer(async ({ url }, response) => {
     const { pathname } = new URL(url, "http://files");
     if (pathname === "/") return response.setHeader("content-type", "text/html").end(PAGE);
@@ -41,7 +45,9 @@ before(async () => {
   [peer, plain] = await Promise.all([backend("backends/grip_rooms.mjs"), backend("backends/ws_echo.mjs")]);
   gate = await gateway(`
 version: 1
-listeners: [{ name: public, bind: "127.0.0.1:0" }]
+listeners:
+  - { name: public, bind: "127.0.0.1:0" }
+  - { name: secure, bind: "127.0.0.1:0", tls: { certificates: [{ cert_file: "${cert}", key_file: "${key}" }] } }
 admin: { bind: "127.0.0.1:0" }
 upstreams:
   - { name: rooms, endpoints: ["127.0.0.1:${peer.port}"] }
@@ -53,14 +59,15 @@ rules:
   - { name: rooms, match: { path_prefix: /rooms }, upstream: rooms, backplane: grip }
   - { name: files, upstream: files }
 `);
-  const [publishing, admin] = await Promise.all(
-    ["publish", "admin"].map(async (listener) => (await gate.line({ event: "listening", listener })).address));
-  gate = { ...gate, publish: `http://${publishing}/publish`, admin: `http://${admin}` };
+  const [publishing, admin, secure] = await Promise.all(
+    ["publish", "admin", "secure"].map(async (listener) => (await gate.line({ event: "listening", listener })).address));
+  gate = { ...gate, publish: `http://${publishing}/publish`, admin: `http://${admin}`, https: `https://${secure}` };
 });
 after(async () => {
   await gate?.stop();
   await Promise.all([peer?.stop(), plain?.stop()]);
   files?.close();
+  await rm(folder, { recursive: true, force: true });
 });
 
 const told = (page, holds) => eventually(() => page.evaluate(() => window.told ?? {}), holds);
@@ -108,3 +115,21 @@ for (const [name, [open, failures]] of Object.entries(BROWSERS)) {
     }
   });
 }
+
+test("over HTTP/2 it is the same", async () => {
+  const browser = await openChromium({ ignoreHTTPSErrors: true });
+  try {
+    const { page } = browser;
+    await page.goto(`${gate.https}/?room=h2&protocol=chat`);
+    await told(page, ({ states }) => states?.length === 1);
+    const id = await page.evaluate(() => window.socket.connectionId);
+    assert.equal((await fetch(`${gate.admin}/sessions/${id}?code=1012`, { method: "DELETE" })).status, 202);
+    await publish(gate, "rooms/h2", [1, 2]);
+    const { ids, gaps } = await told(page, ({ ids }) => ids.length === 2);
+    assert.deepEqual([ids, gaps], [["1", "2"], []]);
+    const { protocol, subprotocol } = await gate.line({ event: "session", session_id: id });
+    assert.deepEqual([protocol, subprotocol], ["h2", "sluicegate.v1.chat"]);
+  } finally {
+    await browser.close();
+  }
+});
