@@ -269,6 +269,8 @@ pub enum Cause {
     ClientProtocol(ProtocolError),
     /// The client sent text that is not UTF-8.
     ClientInvalidUtf8,
+    /// The client broke the subprotocol `sluicegate.v1`, in this way.
+    ClientSubprotocol(&'static str),
     /// The client's message is over `message.max_size`.
     MessageTooBig {
         /// What its frames add up to so far, in bytes.
@@ -351,13 +353,14 @@ pub struct CauseRow {
 
 impl Cause {
     /// One of each, in the order of the table.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 27] = [
         Self::ClientClosed(None),
         Self::UpstreamClosed(None),
         Self::ClientGone,
         Self::UpstreamGone,
         Self::ClientProtocol(ProtocolError::Unmasked),
         Self::ClientInvalidUtf8,
+        Self::ClientSubprotocol(""),
         Self::MessageTooBig { size_bytes: 0, limit_bytes: 0 },
         Self::InflationRatio { limit: 0 },
         Self::DeflateBlocks,
@@ -395,6 +398,9 @@ impl Cause {
             Self::ClientProtocol(_) => client_fault("client_protocol", "protocol", C::PROTOCOL_ERROR, "protocol error"),
             Self::ClientInvalidUtf8 => {
                 client_fault("client_invalid_utf8", "utf8", C::INVALID_DATA, "text is not UTF-8")
+            }
+            Self::ClientSubprotocol(_) => {
+                client_fault("client_subprotocol", "protocol", C::PROTOCOL_ERROR, "message breaks the subprotocol")
             }
             Self::MessageTooBig { .. } => {
                 client_fault("message_too_big", "message_size", C::MESSAGE_TOO_BIG, "message too big")
@@ -503,6 +509,7 @@ impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::ClientProtocol(rule) | Self::UpstreamProtocol(rule) => rule.fmt(f),
+            Self::ClientSubprotocol(how) => f.write_str(how),
             Self::MessageTooBig { size_bytes, limit_bytes }
             | Self::UpstreamMessageTooBig { size_bytes, limit_bytes } => {
                 write!(f, "message of {size_bytes} bytes exceeds the limit of {limit_bytes} bytes")

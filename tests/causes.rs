@@ -136,7 +136,8 @@ every!(refusal_variant, REFUSAL_VARIANTS, Refusal:
 );
 
 every!(cause_variant, CAUSE_VARIANTS, Cause:
-    ClientClosed UpstreamClosed ClientGone UpstreamGone ClientProtocol ClientInvalidUtf8 MessageTooBig InflationRatio DeflateBlocks
+    ClientClosed UpstreamClosed ClientGone UpstreamGone ClientProtocol ClientInvalidUtf8 ClientSubprotocol MessageTooBig InflationRatio
+    DeflateBlocks
     TooManyFragments
     MessageRate ByteRate ControlRate MessageStalled MessageTimeout UpstreamProtocol UpstreamInvalidUtf8 UpstreamMessageTooBig
     SlowClient Overrun ClientSilent UpstreamSilent IdleTimeout Drain Operator DrainCut

@@ -16,6 +16,7 @@
 )]
 
 pub mod backend;
+pub mod client_frames;
 pub mod engine;
 pub mod hold;
 pub mod hub;
@@ -26,6 +27,7 @@ pub mod position;
 pub mod recover;
 pub mod redis;
 pub mod rendered;
+pub mod resume;
 pub mod sink;
 pub mod subscriber;
 pub mod upstream;

@@ -1,10 +1,15 @@
 //! What a published item is for each kind of client, made once for all of a node.
 
+use std::sync::OnceLock;
+
 use bytes::Bytes;
 
+use super::engine::Channel;
+use super::position::Position;
 use crate::grip::Kind;
 use crate::grip::item::{Formats, HttpResponse, HttpStream, Item, WsMessage};
 use crate::grip::meta::Meta;
+use crate::grip::resume::{Delivery, PAYLOAD_LINE, write_delivery};
 use crate::ws::close::{CloseCode, MAX_REASON_BYTES};
 use crate::ws::header::{ControlFrame, DataHeader, FrameHeader, Opcode};
 
@@ -21,6 +26,8 @@ pub struct Rendered {
     pub http_stream: Option<HttpStream>,
     /// What plain requests get that wait for a response.
     pub http_response: Option<HttpResponse>,
+    /// The whole frame for those who can resume behind it, made for the first of them.
+    resumable: OnceLock<Bytes>,
 }
 
 /// What a WebSocket client gets of an item.
@@ -58,7 +65,28 @@ impl Rendered {
             Some(WsMessage::Refresh) => Message::Refresh,
             Some(WsMessage::Hint) | None => Message::Nothing,
         };
-        Some(Self { meta: item.meta, id: item.id.unwrap_or_default(), message, http_stream, http_response })
+        let resumable = OnceLock::new();
+        Some(Self { meta: item.meta, id: item.id.unwrap_or_default(), message, http_stream, http_response, resumable })
+    }
+
+    /// The frame of a message for clients who can resume behind it: a line with its position, then its content. The same
+    /// for all of them, so this keeps what it is asked for first.
+    pub fn resumable(&self, kind: Kind, content: &[u8], channel: &Channel, position: &Position) -> &Bytes {
+        self.resumable.get_or_init(|| self.with_line(kind, content, channel, position).into())
+    }
+
+    /// The same of a content that was changed for one client.
+    pub fn with_line(&self, kind: Kind, content: &[u8], channel: &Channel, position: &Position) -> Vec<u8> {
+        let mut message = Vec::new();
+        let delivery = Delivery {
+            channel: channel.as_str().into(),
+            position: position.to_string().into(),
+            id: (!self.id.is_empty()).then_some(self.id.as_str().into()),
+            stored_ms: Some(position.id.ms),
+        };
+        write_delivery(&delivery, &mut message);
+        message.extend_from_slice(content);
+        frame(kind, &message)
     }
 }
 
@@ -70,6 +98,11 @@ pub fn frame(kind: Kind, content: &[u8]) -> Vec<u8> {
     }
     let header = FrameHeader { fin: true, rsv1: false, opcode, mask: None, payload_bytes: content.len() as u64 };
     [DataHeader::new(&header).as_bytes(), content].concat()
+}
+
+/// An unmasked frame with a whole message that is no channel's, for a client who can resume: behind an empty line.
+pub fn payload_frame(kind: Kind, content: &[u8]) -> Vec<u8> {
+    if kind.opcode().is_control() { frame(kind, content) } else { frame(kind, &[PAYLOAD_LINE, content].concat()) }
 }
 
 /// An unmasked Close frame; without a code where that must not be on the wire. RFC 6455 §5.5.1, §7.4.

@@ -9,10 +9,12 @@ use super::engine::{Channel, MessageId};
 use super::hub::{Depth, From, Member, Notice, Publication};
 use super::position::{Place, Position};
 use super::recover::{Recovery, ReplayLimit};
-use super::rendered::{Message, close_frame, frame};
+use super::rendered::{Message, close_frame, frame, payload_frame};
+use super::resume::{self, Resume, Track, Wanted};
 use crate::grip::control::{Control, DEFAULT_GAP_CODE, KeepAlive, KeepAliveMode, Mode, OnGap, Outgoing, Subscribe};
 use crate::grip::filters::{self, Filters};
 use crate::grip::meta::Meta;
+use crate::grip::resume::FromClient;
 use crate::grip::{Kind, Limits};
 
 /// What a client is closed with that has missed messages.
@@ -48,6 +50,8 @@ pub struct Subscriber {
     missed: VecDeque<Missed>,
     /// A backend over HTTP is to be asked at once.
     refresh: bool,
+    /// Where the client speaks the subprotocol `sluicegate.v1`.
+    resume: Option<Box<Resume>>,
 }
 
 /// What a client has missed of a channel, and its backend can be asked for.
@@ -75,6 +79,8 @@ struct Subscription {
     last_id: String,
     /// How often in a row its backend was asked for what was missed, and then there was a gap again.
     links: u32,
+    /// What a client is told of it that can resume. Without one, or not yet in force, it has none.
+    track: Option<Box<Track>>,
 }
 
 impl Subscriber {
@@ -90,17 +96,64 @@ impl Subscriber {
             over: None,
             missed: VecDeque::new(),
             refresh: false,
+            resume: None,
         }
+    }
+
+    /// The same for a client of the subprotocol `sluicegate.v1`, whose session begins now. What it is to read first is
+    /// appended to `out`, all that it is sent has a header line, and subscriptions wait until it says where it was: hand
+    /// what it sends to [`Self::hear`].
+    pub fn resumable(mut self, settings: resume::Settings, now: Instant, out: &mut Vec<u8>) -> Self {
+        let resume = Resume::new(settings, now);
+        resume.hello(out);
+        self.resume = Some(Box::new(resume));
+        self
+    }
+
+    /// Whether the client speaks the subprotocol: then a message of its backend has an empty line in front
+    /// ([`payload_frame`]).
+    pub fn is_resumable(&self) -> bool {
+        self.resume.is_some()
+    }
+
+    /// Takes what a client of the subprotocol said; of a message for the backend that one came.
+    ///
+    /// # Errors
+    /// How it breaks the subprotocol.
+    pub fn hear(&mut self, message: FromClient<'_>, now: Instant) -> Result<(), &'static str> {
+        let Self { resume: Some(resume), subscriptions, .. } = self else { return Ok(()) };
+        let is_subscribed = |channel: &str| Channel::new(channel).is_ok_and(|name| subscriptions.contains_key(&name));
+        let begun = resume.hear(message, now, is_subscribed)?;
+        self.join(begun);
+        Ok(())
+    }
+
+    /// Makes subscriptions that waited.
+    fn join(&mut self, begun: Vec<(Wanted, Track)>) {
+        for (wanted, track) in begun {
+            if let Some(subscription) = self.subscriptions.get_mut(&wanted.channel) {
+                subscription.track = Some(Box::new(track));
+                self.member.subscribe(&wanted.channel, wanted.from, wanted.limit);
+            }
+        }
+    }
+
+    /// A message that is no channel's, as the client reads it.
+    pub fn plain(&self, kind: Kind, content: &[u8]) -> Vec<u8> {
+        if self.is_resumable() { payload_frame(kind, content) } else { frame(kind, content) }
     }
 
     /// Does what a control message says; what it has the client sent at once is appended to `out`.
     pub fn control(&mut self, control: Control, now: Instant, out: &mut Vec<u8>) -> Effect {
         match control {
-            Control::Subscribe(subscribe) => return self.subscribe(subscribe),
+            Control::Subscribe(subscribe) => return self.subscribe(subscribe, now),
             Control::Unsubscribe { channel } => {
                 if let Ok(channel) = Channel::new(&channel) {
                     self.subscriptions.remove(&channel);
                     self.member.unsubscribe(&channel);
+                    if let Some(resume) = &mut self.resume {
+                        resume.unsubscribe(&channel);
+                    }
                 }
             }
             Control::Detach => return Effect::Detach,
@@ -122,7 +175,7 @@ impl Subscriber {
         Effect::None
     }
 
-    fn subscribe(&mut self, subscribe: Subscribe) -> Effect {
+    fn subscribe(&mut self, subscribe: Subscribe, now: Instant) -> Effect {
         let Subscribe { channel, filters, prev_id, recover, mode } = subscribe;
         // Without an effect they would deliver something else than was asked for.
         if mode == Mode::Latest {
@@ -143,12 +196,22 @@ impl Subscriber {
             max_entries: recover.max.unwrap_or(u64::MAX),
             max_bytes: recover.max_bytes.unwrap_or(u64::MAX),
         };
-        self.member.subscribe(&channel, from, limit);
+        let last_id = prev_id.unwrap_or_default();
         let links = self.subscriptions.get(&channel).map_or(0, |subscription| subscription.links);
         self.missed.retain(|missed| missed.channel != channel);
-        let subscription =
-            Subscription { filters, on_gap: recover.on_gap, last_id: prev_id.unwrap_or_default(), links };
-        self.subscriptions.insert(channel, subscription);
+        let subscription = Subscription { filters, on_gap: recover.on_gap, last_id, links, track: None };
+        let earlier = self.subscriptions.insert(channel.clone(), subscription);
+        match &mut self.resume {
+            None => self.member.subscribe(&channel, from, limit),
+            Some(resume) => {
+                let now_or_later = resume.subscribe(
+                    Wanted { channel, from, limit },
+                    earlier.and_then(|earlier| earlier.track).map(|track| *track),
+                    now,
+                );
+                self.join(now_or_later.into_iter().collect());
+            }
+        }
         Effect::None
     }
 
@@ -159,6 +222,7 @@ impl Subscriber {
         if self.delayed.as_ref().is_some_and(|(_, at)| now >= *at) {
             self.flush_delayed(out);
         }
+        self.on_time(now, out);
         let more = loop {
             if self.over.is_some() || !self.missed.is_empty() {
                 break false;
@@ -178,9 +242,23 @@ impl Subscriber {
             && now >= *since + Duration::from_secs(keep_alive.timeout_secs.into())
         {
             *since = now;
-            out.extend(frame(keep_alive.message.kind, &keep_alive.message.content));
+            let message = keep_alive.message.clone();
+            out.extend(self.plain(message.kind, &message.content));
         }
         more
+    }
+
+    /// Tells a client of the subprotocol what its time has come for.
+    fn on_time(&mut self, now: Instant, out: &mut Vec<u8>) {
+        let Some(resume) = &mut self.resume else { return };
+        let begun = resume.on_time(now);
+        resume.flush(out);
+        self.join(begun);
+        for (channel, subscription) in &mut self.subscriptions {
+            if let Some(track) = &mut subscription.track {
+                track.on_time(channel, now, out);
+            }
+        }
     }
 
     /// The client was sent something.
@@ -191,28 +269,44 @@ impl Subscriber {
     }
 
     fn take(&mut self, notice: Notice, out: &mut Vec<u8>) {
-        match notice {
-            Notice::Publication(publication) => self.publication(&publication, out),
-            Notice::Subscribed { channel, recovery: Recovery::Gap(_), .. } | Notice::Gap { channel, .. } => {
-                self.gap(channel, out);
-            }
-            Notice::Subscribed { channel, .. } => {
+        let gapped = match notice {
+            Notice::Publication(publication) => return self.publication(&publication, out),
+            Notice::Overrun(_) => return self.over = Some(Over::Overrun),
+            Notice::Subscribed { channel, top, recovery } => {
+                let gapped = matches!(recovery, Recovery::Gap(_));
                 if let Some(subscription) = self.subscriptions.get_mut(&channel) {
-                    subscription.links = 0;
+                    if !gapped {
+                        subscription.links = 0;
+                    }
+                    if let Some(track) = &mut subscription.track {
+                        track.subscribed(&channel, &top, recovery, out);
+                    }
                 }
+                gapped.then_some(channel)
             }
-            Notice::Overrun(_) => self.over = Some(Over::Overrun),
+            Notice::Gap { channel, why, top } => {
+                let track = self.subscriptions.get_mut(&channel).and_then(|subscription| subscription.track.as_mut());
+                if let Some(track) = track {
+                    track.gap(&channel, why, &top, out);
+                }
+                Some(channel)
+            }
+        };
+        if let Some(channel) = gapped {
+            self.gap(channel, out);
         }
     }
 
     fn gap(&mut self, channel: Channel, out: &mut Vec<u8>) {
+        let resumable = self.is_resumable();
         let Some(subscription) = self.subscriptions.get_mut(&channel) else { return };
         match &subscription.on_gap {
             OnGap::Ignore => {}
+            OnGap::Send(content) if resumable => out.extend(payload_frame(Kind::Text, content)),
             OnGap::Send(content) => out.extend(frame(Kind::Text, content)),
             OnGap::Close(code) => out.extend(close_frame(Some(*code), MISSED)),
             OnGap::Link(_) if subscription.links == MAX_LINKS => {
-                out.extend(close_frame(Some(DEFAULT_GAP_CODE), MISSED))
+                out.extend(close_frame(Some(DEFAULT_GAP_CODE), MISSED));
             }
             OnGap::Link(link) => {
                 subscription.links += 1;
@@ -222,8 +316,7 @@ impl Subscriber {
         }
     }
 
-    /// What the backend is to be asked for next. Until it has answered nothing
-    /// may be taken of the channels.
+    /// What the backend is to be asked for next. Until it has answered nothing may be taken of the channels.
     pub fn next_missed(&mut self) -> Option<Missed> {
         self.missed.pop_front()
     }
@@ -249,6 +342,9 @@ impl Subscriber {
         // What is no item was stored by somebody else; it is nothing for a client.
         let Some(rendered) = publication.rendered() else { return };
         let Some(subscription) = self.subscriptions.get(&publication.channel) else { return };
+        let (channel, position) = (&publication.channel, &publication.entry.position);
+        // Whether the client learns the position of this.
+        let mut seen = false;
         match &rendered.message {
             Message::Send { kind, content, frame: whole, content_filters } => {
                 let last_id = |channel: &str| {
@@ -257,8 +353,18 @@ impl Subscriber {
                 };
                 let context = filters::Context { subscriber: &self.meta, item: &rendered.meta, last_id: &last_id };
                 let filters = &subscription.filters;
+                // Control frames have no line.
+                let lined = self.is_resumable() && !kind.opcode().is_control();
                 if filters.accept(content_filters.as_deref()) && filters.pass(context) {
                     match filters.render(content, context, &self.limits) {
+                        Ok(Cow::Borrowed(_)) if lined => {
+                            out.extend_from_slice(rendered.resumable(*kind, content, channel, position));
+                            seen = true;
+                        }
+                        Ok(Cow::Owned(content)) if lined => {
+                            out.extend(rendered.with_line(*kind, &content, channel, position));
+                            seen = true;
+                        }
                         Ok(Cow::Borrowed(_)) => out.extend_from_slice(whole),
                         Ok(Cow::Owned(content)) => out.extend(frame(*kind, &content)),
                         // This subscriber does not get it, as GRIP has it.
@@ -266,18 +372,32 @@ impl Subscriber {
                     }
                 }
             }
-            Message::Close(close) => out.extend_from_slice(close),
+            Message::Close(close) => {
+                // Who comes back is not to be closed by it again.
+                if let Some(track) =
+                    self.subscriptions.get_mut(channel).and_then(|subscription| subscription.track.as_mut())
+                {
+                    track.passed(channel, position, out);
+                    seen = true;
+                }
+                out.extend_from_slice(close);
+            }
             Message::Refresh => self.refresh = true,
             Message::Nothing => {}
         }
-        if let Some(subscription) = self.subscriptions.get_mut(&publication.channel) {
+        if let Some(subscription) = self.subscriptions.get_mut(channel) {
             subscription.last_id.clone_from(&rendered.id);
+            match &mut subscription.track {
+                Some(track) if seen => track.seen(position),
+                Some(track) => track.unseen(channel, position, out),
+                None => {}
+            }
         }
     }
 
     fn flush_delayed(&mut self, out: &mut Vec<u8>) {
         if let Some((message, _)) = self.delayed.take() {
-            out.extend(frame(message.kind, &message.content));
+            out.extend(self.plain(message.kind, &message.content));
         }
     }
 
@@ -286,7 +406,11 @@ impl Subscriber {
         let keep_alive = self.keep_alive.as_ref();
         let keep_alive =
             keep_alive.map(|(keep_alive, since)| *since + Duration::from_secs(keep_alive.timeout_secs.into()));
-        [keep_alive, self.delayed.as_ref().map(|(_, at)| *at)].into_iter().flatten().min()
+        let resume = self.resume.as_ref().and_then(|resume| resume.next_deadline());
+        let pending =
+            self.subscriptions.values().filter_map(|subscription| subscription.track.as_ref()?.next_deadline());
+        let delayed = self.delayed.as_ref().map(|(_, at)| *at);
+        [keep_alive, delayed, resume].into_iter().flatten().chain(pending).min()
     }
 
     /// Why its session has to end, if it has.

@@ -14,15 +14,17 @@ use std::io;
 use std::os::fd::RawFd;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::time::Sleep;
 
 use super::backend::{Asking, Backend};
+use super::client_frames::ClientFrames;
 use super::link;
-use super::rendered::{close_frame, frame};
+use super::rendered::close_frame;
+use super::resume;
 use super::subscriber::{Effect, Missed, Over, Subscriber};
 use crate::events::Event;
 use crate::grip::Limits;
@@ -31,11 +33,11 @@ use crate::grip::events::{EventKind, Events, close_status};
 use crate::grip::extension::OptIn;
 use crate::grip::filter::{Decision, Filter, Verdict as Filtered, without};
 use crate::grip::meta::Meta;
+use crate::grip::resume::{FromClient, PAYLOAD_LINE};
 use crate::policy::keepalive::TcpSnapshot;
 use crate::tunnel::{Verdict, Wire};
 use crate::ws::close::CloseCode;
 use crate::ws::header::{ControlFrame, DataHeader, FrameHeader, Opcode, Sender};
-use crate::ws::mask;
 use crate::ws::scan::{Scanner, Step};
 
 /// The most that one read takes of the backend.
@@ -46,6 +48,10 @@ const READS: usize = 8;
 
 /// How long a backend that has detached may take to hear of the end.
 const FAREWELL: Duration = Duration::from_secs(1);
+
+mod peer;
+
+use peer::Peer;
 
 thread_local! {
     static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
@@ -69,6 +75,22 @@ enum Frame {
     Dropped,
 }
 
+/// What the stream of a backend that has opted in is made of.
+pub struct Setup {
+    /// How it has.
+    pub opt_in: OptIn,
+    /// What bounds it.
+    pub limits: Limits,
+    /// Its client.
+    pub subscriber: Subscriber,
+    /// The same backend over HTTP.
+    pub backend: Arc<dyn Backend>,
+    /// For a client that was answered the subprotocol `sluicegate.v1`.
+    pub resume: Option<resume::Settings>,
+    /// For the log.
+    pub rule: String,
+}
+
 /// The stream of a backend that has opted in.
 pub struct GripUpstream<S> {
     /// `None` when the backend has detached.
@@ -90,23 +112,23 @@ pub struct GripUpstream<S> {
     timer: Option<Pin<Box<Sleep>>>,
     /// What the tunnel writes, as far as it has to be known.
     peer: Peer,
+    /// What the client sends, where it speaks the subprotocol `sluicegate.v1`.
+    client: Option<Box<Unlined>>,
     /// The backend broke the protocol: the tunnel sees its bytes as they are, and says so.
     broken: bool,
     rule: String,
 }
 
 impl<S: Wire + 'static> GripUpstream<S> {
-    /// The stream `io`, behind the backend's 101 and `preread`, of which the tunnel must be given nothing. `backend` is
-    /// the same backend over HTTP, and `rule` is for the log.
-    pub fn new(
-        io: S,
-        preread: Vec<u8>,
-        opt_in: OptIn,
-        limits: Limits,
-        subscriber: Subscriber,
-        backend: Arc<dyn Backend>,
-        rule: String,
-    ) -> Self {
+    /// The stream `io`, behind the backend's 101 and `preread`, of which the tunnel must be given nothing.
+    pub fn new(io: S, preread: Vec<u8>, setup: Setup) -> Self {
+        let Setup { opt_in, limits, subscriber, backend, resume, rule } = setup;
+        let (now, mut out) = (now(), Vec::new());
+        let client = resume.is_some().then(|| Box::new(Unlined::new(limits.clone())));
+        let subscriber = match resume {
+            Some(settings) => subscriber.resumable(settings, now, &mut out),
+            None => subscriber,
+        };
         let mut this = Self {
             io: Some(io),
             scanner: Scanner::new(Sender::Server, false),
@@ -115,16 +137,17 @@ impl<S: Wire + 'static> GripUpstream<S> {
             held: Vec::new(),
             control: Vec::new(),
             limits,
-            out: Vec::new(),
+            out,
             subscriber,
             backend,
             asking: None,
             timer: None,
             peer: Peer::default(),
+            client,
             broken: false,
             rule,
         };
-        this.scan(&preread, now());
+        this.scan(&preread, now);
         this
     }
 
@@ -190,7 +213,13 @@ impl<S: Wire + 'static> GripUpstream<S> {
     fn begin(&mut self, header: &FrameHeader, decision: Decision) {
         self.frame = match decision {
             Decision::Relay { skip } => {
-                self.out.extend_from_slice(DataHeader::new(&without(header, skip)).as_bytes());
+                let mut relayed = without(header, skip);
+                // One line for a message, in front of its first fragment.
+                let line =
+                    if self.client.is_some() && header.opcode != Opcode::Continuation { PAYLOAD_LINE } else { &[] };
+                relayed.payload_bytes += line.len() as u64;
+                self.out.extend_from_slice(DataHeader::new(&relayed).as_bytes());
+                self.out.extend_from_slice(line);
                 Frame::Relayed { skip }
             }
             Decision::Control { skip } => Frame::Control { skip },
@@ -297,7 +326,7 @@ impl<S: Wire + 'static> GripUpstream<S> {
             match event.kind {
                 EventKind::Message(kind) => match self.filter.message(kind, event.content) {
                     Filtered::Relay(content) if kind.allows(content) => {
-                        self.out.extend(frame(kind, content));
+                        self.out.extend(self.subscriber.plain(kind, content));
                         self.subscriber.sent(now);
                     }
                     Filtered::Relay(_) => self.ignored("an event that is no message"),
@@ -428,7 +457,7 @@ impl<S: Wire + 'static> AsyncRead for GripUpstream<S> {
         }
         let more = this.between_messages() && this.poll_subscriber(now, cx);
         if this.io.is_none() {
-            this.out.append(&mut this.peer.answers);
+            this.peer.take_answers(&mut this.out);
             this.peer.reader = this.out.is_empty().then(|| cx.waker().clone());
         }
         if this.give(into) || ended {
@@ -443,13 +472,12 @@ impl<S: Wire + 'static> AsyncRead for GripUpstream<S> {
 
 impl<S: Wire + 'static> AsyncWrite for GripUpstream<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let this = &mut *self;
-        let len = match &mut this.io {
-            Some(io) => ready!(Pin::new(io).poll_write(cx, bytes))?,
-            None => bytes.len(),
-        };
-        this.peer.take(bytes.get(..len).unwrap_or_default())?;
-        Poll::Ready(Ok(len))
+        let Self { io, peer, client, subscriber, .. } = &mut *self;
+        let now = now();
+        match client {
+            Some(client) => client.poll_write(io.as_mut(), peer, bytes, cx, &mut |said| subscriber.hear(said, now)),
+            None => poll_forward(io.as_mut(), peer, bytes, cx),
+        }
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -483,78 +511,79 @@ impl<S: Wire + 'static> Wire for GripUpstream<S> {
     }
 
     fn verdict(&self) -> Option<Verdict> {
-        self.subscriber.over().map(|Over::Overrun| Verdict::Overrun)
+        let overrun = self.subscriber.over().map(|Over::Overrun| Verdict::Overrun);
+        let fault = self.client.as_ref().and_then(|client| client.frames.fault());
+        overrun.or(fault.map(Verdict::Subprotocol))
     }
 }
 
-/// Knows where the client's frames begin; and when the backend has detached it is the client's peer: it answers pings and
-/// the Close frame, and drops the rest.
+/// Writes to the backend, or, when it has detached, to who stands for it.
+fn poll_forward<S: Wire>(
+    io: Option<&mut S>,
+    peer: &mut Peer,
+    bytes: &[u8],
+    cx: &mut Context<'_>,
+) -> Poll<io::Result<usize>> {
+    let len = match io {
+        Some(io) => ready!(Pin::new(io).poll_write(cx, bytes))?,
+        None => bytes.len(),
+    };
+    peer.take(bytes.get(..len).unwrap_or_default())?;
+    Poll::Ready(Ok(len))
+}
+
+/// What a client of the subprotocol sends, on its way to the backend.
+///
+/// Bytes are taken in whole and made into what the backend reads, which is never longer by more than the start of a frame.
+/// The tunnel is told that they were written as they are, the last one when nothing is left: so it waits for a backend
+/// that takes no more, as it does without this, and gives the rest of the same bytes again.
 #[derive(Debug)]
-struct Peer {
-    scanner: Scanner,
-    /// The start of a header or of a control frame.
-    held: Vec<u8>,
-    answers_itself: bool,
-    answers: Vec<u8>,
-    reader: Option<Waker>,
-    over: bool,
+struct Unlined {
+    frames: ClientFrames,
+    /// What the backend has not taken.
+    pending: Vec<u8>,
+    /// How many bytes of the tunnel's became that, and were not reported as written.
+    owed: usize,
 }
 
-impl Default for Peer {
-    fn default() -> Self {
-        let scanner = Scanner::new(Sender::Client, false);
-        Self { scanner, held: Vec::new(), answers_itself: false, answers: Vec::new(), reader: None, over: false }
+impl Unlined {
+    fn new(limits: Limits) -> Self {
+        Self { frames: ClientFrames::new(limits), pending: Vec::new(), owed: 0 }
     }
-}
 
-impl Peer {
-    /// Takes what was written. The tunnel writes what it has scanned, so a fault here is none of a client's.
-    fn take(&mut self, bytes: &[u8]) -> io::Result<()> {
-        let joined;
-        let input = if self.held.is_empty() {
-            bytes
-        } else {
-            self.held.extend_from_slice(bytes);
-            joined = std::mem::take(&mut self.held);
-            &joined
-        };
-        let mut at = 0;
-        while !self.over {
-            let rest = input.get(at..).unwrap_or_default();
-            match self.scanner.next(rest) {
-                Err(_) => return Err(io::ErrorKind::InvalidData.into()),
-                Ok(Step::NeedMore) => {
-                    self.held.extend_from_slice(rest);
+    fn poll_write<S: Wire>(
+        &mut self,
+        mut io: Option<&mut S>,
+        peer: &mut Peer,
+        bytes: &[u8],
+        cx: &mut Context<'_>,
+        hear: &mut dyn FnMut(FromClient<'_>) -> Result<(), &'static str>,
+    ) -> Poll<io::Result<usize>> {
+        let mut output = SCRATCH.take();
+        output.clear();
+        // With its memory: nothing is kept while nothing waits.
+        output.append(&mut std::mem::take(&mut self.pending));
+        if self.owed == 0 {
+            self.owed = bytes.len();
+            // The tunnel writes what it has scanned, so a fault here is none of a client's.
+            self.frames.take(bytes, &mut output, hear).map_err(|_| io::ErrorKind::InvalidData)?;
+        }
+        let (mut at, mut end) = (0, Poll::Ready(()));
+        while at < output.len() {
+            match poll_forward(io.as_deref_mut(), peer, output.get(at..).unwrap_or_default(), cx)? {
+                Poll::Ready(0) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                Poll::Ready(len) => at += len,
+                Poll::Pending => {
+                    end = Poll::Pending;
                     break;
-                }
-                Ok(Step::Header { len, .. } | Step::Payload { len, .. }) => at += len,
-                Ok(Step::Control { header, header_len }) => {
-                    let end = header_len + usize::try_from(header.payload_bytes).unwrap_or(usize::MAX);
-                    if self.answers_itself {
-                        self.answer(&header, rest.get(header_len..end).unwrap_or_default());
-                    }
-                    self.over = header.opcode == Opcode::Close;
-                    at += end;
                 }
             }
         }
-        if let Some(reader) = self.reader.take_if(|_| !self.answers.is_empty()) {
-            reader.wake();
-        }
-        Ok(())
-    }
-
-    fn answer(&mut self, header: &FrameHeader, payload: &[u8]) {
-        let opcode = match header.opcode {
-            Opcode::Ping => Opcode::Pong,
-            Opcode::Close => Opcode::Close,
-            _ => return,
-        };
-        let mut payload = payload.to_vec();
-        if let Some(key) = header.mask {
-            mask::apply(&mut payload, key, 0);
-        }
-        self.answers.extend_from_slice(ControlFrame::new(opcode, &payload, None).as_bytes());
+        self.pending.extend_from_slice(output.get(at..).unwrap_or_default());
+        SCRATCH.set(output);
+        let written = if end.is_ready() { self.owed } else { at.min(self.owed.saturating_sub(1)) };
+        self.owed -= written;
+        if written == 0 && end.is_pending() { Poll::Pending } else { Poll::Ready(Ok(written)) }
     }
 }
 
@@ -563,5 +592,7 @@ fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }
 
+#[cfg(test)]
+mod resume_tests;
 #[cfg(test)]
 mod tests;

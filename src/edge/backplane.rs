@@ -18,9 +18,10 @@ use crate::backplane::hub::{Hub, InboxLimit};
 use crate::backplane::memory::{self, MemoryEngine};
 use crate::backplane::position::PositionError;
 use crate::backplane::redis::{self, RedisEngine, Servers};
+use crate::backplane::resume;
 use crate::backplane::sink::SinkLimit;
 use crate::backplane::subscriber::Subscriber;
-use crate::backplane::upstream::GripUpstream;
+use crate::backplane::upstream::{GripUpstream, Setup};
 use crate::cause::Refusal;
 use crate::config::{self, BackplaneMode, EngineKind, GripSignature};
 use crate::events;
@@ -29,6 +30,7 @@ use crate::grip::extension::OptIn;
 use crate::grip::filters::Filter;
 use crate::grip::headers::{Added, Feature, add_request};
 use crate::metrics::{BackplaneMetrics, Metrics};
+use crate::tunnel;
 
 /// What this version can do, as backends are told.
 const FEATURES: [Feature; 10] = [
@@ -141,19 +143,14 @@ impl Backplane {
         Subscriber::new(self.hub.join(queue), self.limits.clone())
     }
 
-    /// The stream of a backend that has opted in, with what was read of it behind its 101.
-    pub fn upstream(
-        &self,
-        io: Socket,
-        preread: Vec<u8>,
-        opt_in: OptIn,
-        queue: InboxLimit,
-        backend: Arc<ClientBackend>,
-        rule: &str,
-    ) -> GripUpstream<Socket> {
-        let subscriber = self.subscriber(queue);
-        let (limits, backend) = (self.limits.clone(), Arc::new(backend));
-        GripUpstream::new(io, preread, opt_in, limits, subscriber, backend, rule.to_owned())
+    /// What a client of the subprotocol is told first.
+    pub fn resume(&self, connection: String, settings: &tunnel::Settings) -> resume::Settings {
+        resume::Settings {
+            connection,
+            region: self.engine.region().clone(),
+            ping: settings.keepalive.as_ref().filter(|pings| pings.client).map(|pings| pings.interval),
+            max_message_bytes: settings.message.max_size_bytes,
+        }
     }
 }
 
@@ -177,6 +174,22 @@ pub struct RuleBackplane {
 }
 
 impl RuleBackplane {
+    /// The stream of a backend that has opted in, with what was read of it behind its 101. `backend` is the same over
+    /// HTTP, and `resume` for a client that was answered the subprotocol `sluicegate.v1`.
+    pub fn upstream(
+        &self,
+        io: Socket,
+        preread: Vec<u8>,
+        opt_in: OptIn,
+        backend: Arc<ClientBackend>,
+        rule: &str,
+        resume: Option<resume::Settings>,
+    ) -> GripUpstream<Socket> {
+        let (limits, subscriber) = (self.shared.limits.clone(), self.shared.subscriber(self.queue));
+        let backend = Arc::new(backend);
+        GripUpstream::new(io, preread, Setup { opt_in, limits, subscriber, backend, resume, rule: rule.to_owned() })
+    }
+
     /// The backend over HTTP, for the client whose handshake was `sent`. `timeout` is for its answers.
     pub fn backend(
         &self,

@@ -5,6 +5,7 @@
 //! first, and each of its streams then as such a request.
 
 pub mod answer;
+mod asked;
 pub mod asking;
 pub mod backplane;
 pub mod body;
@@ -28,6 +29,7 @@ pub mod service;
 pub mod socket;
 pub mod sticky;
 pub mod stream;
+pub mod subprotocol;
 pub mod tls_accept;
 pub mod upgrade;
 pub mod upstreams;

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use http::{StatusCode, header};
 use pingora::http::{RequestHeader, ResponseHeader};
 
+use super::asked::{Asked, Source, Unasked};
 use super::backplane::RuleBackplane;
 use super::gateway::Rule;
 use super::sticky::Choice;
-use super::upgrade::{Asked, Source, Unasked};
 use super::upstreams::Upstream;
 use crate::backplane::backend::{AskError, Reply};
 use crate::backplane::over_http::{OpenError, Opening, open};

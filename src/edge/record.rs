@@ -203,6 +203,11 @@ impl SessionRecord {
         self.request.session_id
     }
 
+    /// The session's id, as the log has it.
+    pub fn session_id(&self) -> String {
+        session_id(self.id())
+    }
+
     /// Reads a `session_id` of the log.
     pub fn parse_id(text: &str) -> Option<u64> {
         u64::from_str_radix(text, 16).ok().filter(|id| session_id(*id) == text)

@@ -5,19 +5,17 @@
 //! back. A client ends here in every case: over HTTP/1.1 a refused upgrade closes its connection.
 
 use std::borrow::Cow;
-use std::io;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
-use bytes::Bytes;
 use futures_util::FutureExt as _;
 use http::header;
 use pingora::ErrorType;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::http::v1::client::HttpSession;
-use tokio::time::error::Elapsed;
 use tokio::time::timeout;
 
+use super::asked::{Asked, BrokenOff, Source, Stream, Unasked, relay};
 use super::backplane::{self, RuleBackplane};
 use super::client::Client;
 use super::forwarding;
@@ -29,8 +27,8 @@ use super::routed::Routed;
 use super::socket::Socket;
 use super::sticky::{self, Choice};
 use super::stream::PrereadStream;
-use super::upstreams::{ConnectError, Endpoint, Lease, Upstream};
-use crate::backplane::over_http::Opened;
+use super::subprotocol;
+use super::upstreams::{ConnectError, Lease, Upstream};
 use crate::cause::Refusal;
 use crate::config::{BackplaneMode, CompressionMode, WebSocketMode};
 use crate::grip::extension::{self as grip, OptIn};
@@ -123,6 +121,12 @@ pub async fn serve<C: Client>(
         Ok(accepted) => accepted,
         Err(error) => return refuse_because(client, Refusal::UpstreamInvalidUpgrade, Some(&error)).await,
     };
+    let client_headers = &request.head.request.headers;
+    let resumable =
+        match subprotocol::answer(client_headers, rule.backplane.is_some(), grip.is_some(), &mut asked.answer) {
+            Ok(resumable) => resumable,
+            Err(refusal) => return refuse(client, refusal).await,
+        };
     forwarding::apply(&rule.response_headers, &mut *asked.answer);
     let compression = compress(&rule, &offers, accepted, &mut asked.answer);
     if let Some(refusal) = client.watch().now_or_never() {
@@ -172,19 +176,24 @@ pub async fn serve<C: Client>(
         endpoint_answers,
     };
     let (gateway, name) = (gateway.clone(), &rule.name);
+    let resume = |backplane: &RuleBackplane| {
+        resumable.then(|| backplane.shared.resume(held.entry.live.tag.session_id(), &rule.tunnel))
+    };
     match (upstream, &rule.backplane, grip) {
-        (Stream::Socket(io), Some(backplane @ RuleBackplane { shared, queue, .. }), Some(opt_in)) => {
+        (Stream::Socket(io), Some(backplane), Some(opt_in)) => {
             let backend = backplane.backend(&to, &choice.preference, &asked.sent, rule.upstream_timeout);
+            let resume = resume(backplane);
             let opening =
-                opening.map_upstream(|(), preread| shared.upstream(io, preread, opt_in, *queue, backend, name));
+                opening.map_upstream(|(), preread| backplane.upstream(io, preread, opt_in, backend, name, resume));
             tokio::spawn(run(Session::new(opening), held, gateway, returning));
         }
         (Stream::Socket(io), ..) => {
             let opening = opening.with_upstream(io);
             tokio::spawn(run(Session::new(opening), held, gateway, returning));
         }
-        (Stream::OverHttp(opened), Some(RuleBackplane { shared, queue, .. }), _) => {
-            let upstream = opened.into_upstream(shared.subscriber(*queue), name.clone());
+        (Stream::OverHttp(opened), Some(backplane), _) => {
+            let subscriber = backplane.shared.subscriber(backplane.queue);
+            let upstream = opened.into_upstream(subscriber, resume(backplane), name.clone());
             tokio::spawn(run(Session::new(opening.with_upstream(upstream)), held, gateway, returning));
         }
         // Only a rule with a backplane asks over HTTP.
@@ -320,67 +329,6 @@ fn check_origin(request: &Request, rule: &Rule) -> Result<(), Refusal> {
     if allowed { Ok(()) } else { Err(Refusal::OriginNotAllowed) }
 }
 
-/// An upstream that was asked, and its answer.
-pub(super) struct Asked {
-    pub(super) source: Source,
-    pub(super) answer: Box<ResponseHeader>,
-    pub(super) endpoint: Arc<Endpoint>,
-    pub(super) sent: Box<RequestHeader>,
-    /// The offers of permessage-deflate that the upstream was sent.
-    pub(super) offers: Vec<Parameters>,
-}
-
-/// Where an answer's body comes from, and what becomes of the upstream once it has accepted.
-pub(super) enum Source {
-    /// A connection to the upstream.
-    Connection(Box<HttpSession>, Lease),
-    /// An upstream over HTTP, which has refused with this body.
-    Body(Option<Bytes>),
-    /// An upstream over HTTP, which has accepted.
-    OverHttp(Box<Opened>),
-}
-
-/// The upstream's side of a session.
-enum Stream {
-    Socket(Socket),
-    OverHttp(Box<Opened>),
-}
-
-impl Source {
-    /// The next piece of the body of an answer that is no 101.
-    async fn read_body(&mut self) -> Result<Option<Bytes>, Box<pingora::Error>> {
-        match self {
-            Self::Connection(session, _) => session.read_body_bytes().await,
-            Self::Body(body) => Ok(body.take()),
-            Self::OverHttp(_) => Ok(None),
-        }
-    }
-
-    /// The upstream's stream, what came behind its 101, and its place at the endpoint.
-    async fn take_stream(self) -> Option<(Stream, Vec<u8>, Option<Lease>)> {
-        match self {
-            Self::Connection(session, lease) => {
-                let (io, preread) = take_stream(*session).await?;
-                Some((Stream::Socket(io), preread, Some(lease)))
-            }
-            Self::OverHttp(opened) => Some((Stream::OverHttp(opened), Vec::new(), None)),
-            Self::Body(_) => None,
-        }
-    }
-}
-
-/// Why no upstream answered, and what the log says besides.
-pub(super) struct Unasked {
-    pub(super) refusal: Refusal,
-    pub(super) detail: Option<Cow<'static, str>>,
-}
-
-impl From<Refusal> for Unasked {
-    fn from(refusal: Refusal) -> Self {
-        Self { refusal, detail: None }
-    }
-}
-
 async fn ask(
     request: &Request,
     rule: &Rule,
@@ -450,6 +398,7 @@ fn upstream_request(
         backplane::strip(&mut upstream);
         backplane.shared.offer(&mut upstream)?;
     }
+    subprotocol::offer(&request.head.request.headers, rule.backplane.is_some(), &mut upstream)?;
     forwarding::tell_client(&mut upstream, request, &listener.config.client_address);
     forwarding::apply(&rule.request_headers, &mut upstream);
     forwarding::rewrite(rule.rewrite.as_ref(), &mut upstream).map_err(|_| Refusal::BadPath)?;
@@ -476,6 +425,9 @@ fn verify(asked: &Asked, rule: &Rule) -> Result<Accepted, String> {
     let key = asked.sent.headers.get(header::SEC_WEBSOCKET_KEY).map(|key| key.as_bytes());
     let checked = handshake::check_answer(key.unwrap_or_default(), &asked.sent.headers, &asked.answer.headers);
     checked.map_err(|error| error.to_string())?;
+    if let Source::OverHttp(opened) = &asked.source {
+        return Ok(Accepted { compression: None, grip: opened.opt_in().cloned() });
+    }
     if rule.backplane.is_some() {
         return match grip::answer(&asked.answer.headers) {
             Ok(Some(OptIn::NoPrefix)) => Err("grip with an empty message-prefix: users could subscribe".to_owned()),
@@ -513,59 +465,6 @@ fn compress(
     // The value is ours, so it is always one.
     let _ = answer.insert_header(EXTENSIONS, parameters.to_string());
     compression
-}
-
-/// Who broke a relayed answer off.
-#[derive(Clone, Copy)]
-enum BrokenOff {
-    ByClient,
-    ByUpstream,
-}
-
-impl BrokenOff {
-    fn detail(self) -> &'static str {
-        match self {
-            Self::ByClient => "the client did not take the whole answer",
-            Self::ByUpstream => "the upstream broke the answer off",
-        }
-    }
-}
-
-/// Relays an answer that is no 101 as what it is.
-async fn relay<C: Client>(
-    client: &mut C,
-    asked: &mut Asked,
-    step_timeout: std::time::Duration,
-) -> Result<(), BrokenOff> {
-    let has_body = !matches!(asked.answer.status.as_u16(), 204 | 304);
-    taken(timeout(step_timeout, client.begin(&asked.answer, has_body)).await)?;
-    if !has_body {
-        return Ok(());
-    }
-    loop {
-        match timeout(step_timeout, asked.source.read_body()).await {
-            Ok(Ok(Some(piece))) if piece.is_empty() => {}
-            Ok(Ok(Some(piece))) => taken(timeout(step_timeout, client.send(piece)).await)?,
-            Ok(Ok(None)) => return taken(timeout(step_timeout, client.finish()).await),
-            Ok(Err(_)) | Err(_) => return Err(BrokenOff::ByUpstream),
-        }
-    }
-}
-
-/// Whether the client took what it was written in time.
-fn taken(written: Result<io::Result<()>, Elapsed>) -> Result<(), BrokenOff> {
-    match written {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(_)) | Err(_) => Err(BrokenOff::ByClient),
-    }
-}
-
-/// The upstream's stream, and what came behind its 101.
-async fn take_stream(mut session: HttpSession) -> Option<(Socket, Vec<u8>)> {
-    // Pingora gives what it read ahead as the first piece of the body. `into_inner` alone would lose it.
-    let ahead = session.read_body_bytes().now_or_never().and_then(Result::ok).flatten();
-    let (stream, _) = PrereadStream::unbox(session.into_inner())?;
-    Some((stream, ahead.map(Vec::from).unwrap_or_default()))
 }
 
 /// Keeps a client's socket from hiding that it is slow.

@@ -26,8 +26,13 @@ pub const SUBPROTOCOL: &str = "sluicegate.v1";
 /// What stands in front of the application's subprotocol.
 const PREFIX: &str = "sluicegate.v1.";
 
-/// The most subprotocols of one handshake that are looked at; what has more is not resumable.
+/// The most subprotocols of a handshake that asks for ours; of one with more ours are left out.
 pub const MAX_SUBPROTOCOLS: usize = 32;
+
+/// Whether a subprotocol is of ours, and so never for a backend.
+pub fn is_ours(subprotocol: &str) -> bool {
+    subprotocol == SUBPROTOCOL || subprotocol.starts_with(PREFIX)
+}
 
 /// The subprotocols of a handshake, of ours and of the application.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -36,6 +41,8 @@ pub struct Offer<'a> {
     pub upstream: Vec<&'a str>,
     /// Those that the client offered within ours.
     inner: Vec<&'a str>,
+    /// Those that the client offered by themselves.
+    plain: Vec<&'a str>,
     /// Whether the client offered ours alone.
     alone: bool,
 }
@@ -44,9 +51,11 @@ impl<'a> Offer<'a> {
     /// Reads what a client offers. Where resuming is not `allowed` ours are left out, and the plain ones stay, so that the
     /// client falls back.
     pub fn new(subprotocols: impl IntoIterator<Item = &'a str>, allowed: bool) -> Self {
+        let subprotocols: Vec<&str> = subprotocols.into_iter().collect();
+        let allowed = allowed && subprotocols.len() <= MAX_SUBPROTOCOLS;
         let mut offer = Self::default();
-        for subprotocol in subprotocols.into_iter().take(MAX_SUBPROTOCOLS) {
-            let plain = match subprotocol.strip_prefix(PREFIX) {
+        for subprotocol in subprotocols {
+            let for_backend = match subprotocol.strip_prefix(PREFIX) {
                 Some("") => continue,
                 Some(_) if !allowed => continue,
                 Some(inner) => {
@@ -57,23 +66,31 @@ impl<'a> Offer<'a> {
                     offer.alone = allowed;
                     continue;
                 }
-                None => subprotocol,
+                None => {
+                    offer.plain.push(subprotocol);
+                    subprotocol
+                }
             };
-            if !offer.upstream.contains(&plain) {
-                offer.upstream.push(plain);
+            // The list is as long as a head lets it be where nothing is resumable, and has no repetitions to look for then.
+            if !allowed || !offer.upstream.contains(&for_backend) {
+                offer.upstream.push(for_backend);
             }
         }
         offer
     }
 
     /// What the client is answered once the backend has answered `accepted`, and whether its messages are resumable.
+    /// `opted_in` says whether the backend speaks GRIP: without that there is nothing to resume.
     ///
-    /// `accepted` has to be one of `upstream`, as RFC 6455 §4.1 has it, which the check of the backend's answer sees to.
-    pub fn answer(&self, accepted: Option<&'a str>) -> (Option<Cow<'a, str>>, bool) {
+    /// A client that offered a subprotocol within ours alone is answered none then, although the backend has accepted it:
+    /// it must not believe in ours, and what it did not offer it has to refuse (RFC 6455 §4.1).
+    ///
+    /// `accepted` has to be one of `upstream`, which the check of the backend's answer sees to.
+    pub fn answer(&self, accepted: Option<&'a str>, opted_in: bool) -> (Option<Cow<'a, str>>, bool) {
         match accepted {
-            Some(inner) if self.inner.contains(&inner) => (Some(format!("{PREFIX}{inner}").into()), true),
-            Some(plain) => (Some(plain.into()), false),
-            None if self.alone => (Some(SUBPROTOCOL.into()), true),
+            Some(inner) if opted_in && self.inner.contains(&inner) => (Some(format!("{PREFIX}{inner}").into()), true),
+            Some(plain) => (self.plain.contains(&plain).then_some(plain.into()), false),
+            None if opted_in && self.alone => (Some(SUBPROTOCOL.into()), true),
             None => (None, false),
         }
     }
@@ -253,6 +270,15 @@ pub enum Notice<'a> {
         #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
         to: Option<Cow<'a, str>>,
     },
+    /// The client has a channel up to here, though no message says so: what was published there is not for it.
+    Pos {
+        /// The channel.
+        #[serde(rename = "c", borrow)]
+        channel: Cow<'a, str>,
+        /// The position.
+        #[serde(rename = "p", borrow)]
+        position: Cow<'a, str>,
+    },
     /// Messages of a region are late, or are not any more.
     Region {
         /// The region.
@@ -366,8 +392,8 @@ pub fn to_client<'a>(message: &'a [u8], limits: &Limits) -> Result<ToClient<'a>,
     let kind: Type<'_> = serde_json::from_slice(line).map_err(|_| FrameError::NotJson)?;
     match kind.t.as_deref() {
         None => Ok(ToClient::Delivery(serde_json::from_slice(line).map_err(malformed)?, payload)),
-        Some("hello" | "sub" | "gap" | "region" | "moved") if !payload.is_empty() => Err(FrameError::Payload),
-        Some("hello" | "sub" | "gap" | "region" | "moved") => {
+        Some("hello" | "sub" | "gap" | "pos" | "region" | "moved") if !payload.is_empty() => Err(FrameError::Payload),
+        Some("hello" | "sub" | "gap" | "pos" | "region" | "moved") => {
             Ok(ToClient::Notice(serde_json::from_slice(line).map_err(malformed)?))
         }
         Some(_) => Err(FrameError::UnknownType),
@@ -399,16 +425,19 @@ mod tests {
             (Some("chat"), Some("chat"), false),
             (None, Some("sluicegate.v1"), true),
         ] {
-            assert_eq!(offer.answer(accepted), (answer.map(Cow::from), resumable));
+            assert_eq!(offer.answer(accepted, true), (answer.map(Cow::from), resumable));
+            assert_eq!(offer.answer(accepted, false), (accepted.map(Cow::from), false), "no GRIP");
         }
         let inner_only = Offer::new(["sluicegate.v1.chat"], true);
-        assert_eq!(inner_only.answer(None), (None, false));
+        assert_eq!(inner_only.answer(None, true), (None, false));
+        assert_eq!(inner_only.answer(Some("chat"), false), (None, false), "what it did not offer");
         let refused = Offer::new(["sluicegate.v1.graphql-ws", "sluicegate.v1", "chat"], false);
         assert_eq!(refused.upstream, ["chat"]);
-        assert_eq!(refused.answer(None), (None, false));
+        assert_eq!(refused.answer(None, true), (None, false));
         assert_eq!(Offer::new(["sluicegate.v1.", "sluicegate.v2"], true).upstream, ["sluicegate.v2"]);
         let many: Vec<String> = (0..100).map(|n| n.to_string()).collect();
-        assert_eq!(Offer::new(many.iter().map(String::as_str), true).upstream.len(), MAX_SUBPROTOCOLS);
+        let many = Offer::new(many.iter().map(String::as_str).chain(["sluicegate.v1", "sluicegate.v1.0"]), true);
+        assert_eq!((many.upstream.len(), many.answer(Some("0"), true)), (100, (Some("0".into()), false)));
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use crate::cause::Cause;
 use crate::policy::keepalive::{self, TcpSnapshot};
 use crate::policy::{message, slow_client};
 
@@ -59,6 +60,19 @@ pub enum Verdict {
         /// The most that can be sent.
         limit_bytes: u64,
     },
+    /// The client has broken the subprotocol that is the gateway's own, in this way.
+    Subprotocol(&'static str),
+}
+
+impl Verdict {
+    /// The cause that the session ends with.
+    pub const fn cause(self) -> Cause {
+        match self {
+            Self::Overrun => Cause::Overrun,
+            Self::MessageTooBig { size_bytes, limit_bytes } => Cause::MessageTooBig { size_bytes, limit_bytes },
+            Self::Subprotocol(how) => Cause::ClientSubprotocol(how),
+        }
+    }
 }
 
 impl Wire for tokio::net::TcpStream {

@@ -316,6 +316,11 @@ impl Upstream {
         self.open_with(gateway, connect(gateway.address), &format!("Sec-WebSocket-Extensions: {offer}\r\n"))
     }
 
+    /// The same, of a client that asks for the subprotocol `sluicegate.v1`.
+    pub fn open_resumable(&self, gateway: &Gateway) -> (Peer, Peer) {
+        self.open_with(gateway, connect(gateway.address), "Sec-WebSocket-Protocol: sluicegate.v1\r\n")
+    }
+
     fn open_with(&self, gateway: &Gateway, stream: TcpStream, header: &str) -> (Peer, Peer) {
         let mut client = Peer { stream, is_client: true };
         client.ask(gateway.address, "/", header);

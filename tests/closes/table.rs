@@ -183,6 +183,34 @@ fn a_violation_in_a_half_forwarded_frame_injects_nothing_into_it() {
     gateway.assert_end(ours("client_invalid_utf8", "utf8", 1007));
 }
 
+pub fn client_subprotocol() {
+    let main = "backplane: { publish: { bind: \"127.0.0.1:0\" } }";
+    let new = b"{\"t\":\"new\"}\n";
+    let broken: [&[(u8, &[u8])]; 4] = [
+        &[(TEXT, b"no line")],
+        &[(BINARY, b"")],
+        &[(BEGIN_TEXT, b"{\"t\":"), (END_TEXT, b"\"unknown\"}\n")],
+        &[(TEXT, new), (TEXT, new)],
+    ];
+    for messages in broken {
+        let upstream = Upstream::bind();
+        let gateway = Gateway::start_with(upstream.address(), &["backplane: grip", "compression: refuse"], main);
+        let (mut client, mut backend) = upstream.open_resumable(&gateway);
+        let hello = client.receive().expect("a frame");
+        assert!(hello.payload.starts_with(b"{\"t\":\"hello\""), "{:?}", hello.payload);
+        client.send_frame(TEXT, b"\nfirst");
+        backend.expect(TEXT, b"first");
+        for (first, payload) in messages {
+            client.send_frame(*first, payload);
+        }
+        client.send_frame(TEXT, b"\nlate");
+        backend.expect_close_and_end(1001);
+        client.expect_close_and_end(1002);
+        drop((client, backend));
+        gateway.assert_end(ours("client_subprotocol", "protocol", 1002));
+    }
+}
+
 pub fn message_too_big() {
     let rule = ["message: { max_size: 1000B }"];
     let end = ours("message_too_big", "message_size", 1009);

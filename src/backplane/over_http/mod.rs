@@ -13,7 +13,6 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::HeaderMap;
 use rand::Rng as _;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
@@ -25,115 +24,23 @@ use super::subscriber::{Effect, Missed, Over, Subscriber};
 use crate::events::Event;
 use crate::grip::batch::Pending;
 use crate::grip::events::{EventKind, Events, close_status};
-use crate::grip::extension::OptIn;
 use crate::grip::filter::{Filter, Verdict as Filtered};
-use crate::grip::headers::{self, AnswerError};
+use crate::grip::headers;
 use crate::grip::meta::Meta;
+use crate::grip::resume::{FromClient, from_client};
 use crate::grip::{Kind, Limits, control, retry};
 use crate::tunnel::{Verdict, Wire};
 
 mod gather;
+mod opening;
 #[cfg(test)]
 mod tests;
 
 use gather::{Fault, Gather, Said};
+pub use opening::{OpenError, Opened, Opening, open};
 
 /// The most that is taken of the subscriber at once.
 const FRAMES_BYTES: usize = 16 << 10;
-
-/// What an opening came to.
-#[derive(Debug)]
-pub enum Opening {
-    /// The backend has accepted the client.
-    Accepted(Box<Opened>),
-    /// The backend has answered something else, which is for the client.
-    Refused(Reply),
-}
-
-/// Why an opening came to nothing.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum OpenError {
-    /// The backend was not reached.
-    #[error(transparent)]
-    Ask(#[from] AskError),
-    /// It has answered with events, and not as the protocol has it.
-    #[error("{0}")]
-    Malformed(String),
-}
-
-/// A backend that has accepted a client.
-#[derive(Debug)]
-pub struct Opened {
-    /// The headers of its answer that are for the client.
-    pub headers: HeaderMap,
-    backend: Arc<dyn Backend>,
-    limits: Limits,
-    opt_in: Option<OptIn>,
-    meta: Meta,
-    poll: headers::Poll,
-    /// The answer, whose first event is the OPEN.
-    body: Bytes,
-}
-
-/// Asks a backend whether it accepts a client: a request with the event OPEN, which is not made again.
-///
-/// # Errors
-/// [`OpenError`].
-pub async fn open(backend: Arc<dyn Backend>, limits: &Limits) -> Result<Opening, OpenError> {
-    let mut body = Vec::new();
-    crate::grip::events::encode(EventKind::Open, &[], &mut body);
-    let mut meta = Meta::default();
-    let question = Question::Events { body: body.into(), replayed_bytes: 0, meta: meta.clone() };
-    let mut reply = backend.ask(question).await?;
-    let answer = match headers::answer(reply.status, &reply.headers, true, &mut meta, limits) {
-        Ok(answer) => answer,
-        Err(AnswerError::Status | AnswerError::ContentType) => return Ok(Opening::Refused(reply)),
-        Err(error) => return Err(OpenError::Malformed(error.to_string())),
-    };
-    let first = Events::new(&reply.body, limits.response_bytes).next().transpose();
-    let first = first.map_err(|error| OpenError::Malformed(error.to_string()))?;
-    if !headers::opens(&answer, first.map(|event| event.kind)) {
-        return Err(OpenError::Malformed("the answer to OPEN begins with another event".to_owned()));
-    }
-    if matches!(answer.opt_in, Some(OptIn::NoPrefix)) {
-        return Err(OpenError::Malformed("grip with an empty message-prefix: users could subscribe".to_owned()));
-    }
-    headers::strip_opening(&mut reply.headers);
-    let (poll, opt_in) = (answer.poll.unwrap_or(headers::Poll::Off), answer.opt_in);
-    let (headers, body, limits) = (reply.headers, reply.body, limits.clone());
-    Ok(Opening::Accepted(Box::new(Opened { headers, backend, limits, opt_in, meta, poll, body })))
-}
-
-impl Opened {
-    /// The stream of the backend, with what its first answer has behind the OPEN. `rule` is for the log.
-    pub fn into_upstream(self, subscriber: Subscriber, rule: String) -> OverHttp {
-        let mut upstream = OverHttp {
-            pending: Pending::new(&self.limits),
-            gather: Gather::new(self.limits.buffered_bytes),
-            filter: self.opt_in.map(|opt_in| Filter::new(opt_in, &self.limits)),
-            backend: self.backend,
-            limits: self.limits,
-            subscriber,
-            meta: self.meta,
-            no_room: None,
-            asking: None,
-            poll: self.poll,
-            heard: now(),
-            timer: None,
-            out: Vec::new(),
-            pong: None,
-            expected_pongs: 0,
-            state: State::Open,
-            end: None,
-            too_big: None,
-            reader: None,
-            writer: None,
-            rule,
-        };
-        upstream.events(&self.body, true, now());
-        upstream
-    }
-}
 
 /// How far the connection has come.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -194,8 +101,8 @@ pub struct OverHttp {
     expected_pongs: usize,
     state: State,
     end: Option<End>,
-    /// The size of a message that is too long for a request, in bytes.
-    too_big: Option<u64>,
+    /// Why the session has to end.
+    verdict: Option<Verdict>,
     /// Who reads waits for what is written.
     reader: Option<Waker>,
     /// Who writes waits for room.
@@ -218,6 +125,7 @@ impl OverHttp {
                     self.push(EventKind::Message(Kind::Pong), payload);
                 }
                 Some(Said::Pong(_)) => {}
+                Some(Said::Message(kind, content)) if self.subscriber.is_resumable() => self.hear(kind, &content),
                 Some(Said::Message(kind, content)) => self.push(EventKind::Message(kind), content),
                 Some(Said::Close(payload)) => match self.state {
                     State::Open => {
@@ -230,6 +138,23 @@ impl OverHttp {
             }
         }
         Ok(taken)
+    }
+
+    /// Takes a message of the subprotocol `sluicegate.v1`.
+    fn hear(&mut self, kind: Kind, message: &Bytes) {
+        let heard = from_client(message, &self.limits).map_err(|_| "a message is none of the subprotocol");
+        let heard = heard.and_then(|said| {
+            let payload = if let FromClient::Payload(payload) = said { Some(message.slice_ref(payload)) } else { None };
+            self.subscriber.hear(said, now()).map(|()| payload)
+        });
+        match heard {
+            Ok(Some(payload)) => self.push(EventKind::Message(kind), payload),
+            Ok(None) => {}
+            Err(how) => {
+                self.verdict = Some(Verdict::Subprotocol(how));
+                self.end = Some(End::Eof);
+            }
+        }
     }
 
     fn push(&mut self, kind: EventKind, content: Bytes) {
@@ -368,7 +293,7 @@ impl OverHttp {
             }
             Filtered::Relay(content) => {
                 self.expected_pongs += usize::from(kind == Kind::Ping);
-                self.out.extend(frame(kind, content));
+                self.out.extend(self.subscriber.plain(kind, content));
                 self.subscriber.sent(now);
             }
             Filtered::Control(json) => self.obey(json, now),
@@ -524,7 +449,8 @@ impl AsyncWrite for OverHttp {
             Ok(taken) => taken,
             Err(Fault::Protocol) => return Poll::Ready(Err(io::ErrorKind::InvalidData.into())),
             Err(Fault::TooLong { size_bytes }) => {
-                this.too_big = Some(size_bytes);
+                let limit_bytes = this.limits.buffered_bytes as u64;
+                this.verdict = Some(Verdict::MessageTooBig { size_bytes, limit_bytes });
                 this.end = Some(End::Eof);
                 bytes.len()
             }
@@ -553,10 +479,7 @@ impl AsyncWrite for OverHttp {
 
 impl Wire for OverHttp {
     fn verdict(&self) -> Option<Verdict> {
-        if let Some(size_bytes) = self.too_big {
-            return Some(Verdict::MessageTooBig { size_bytes, limit_bytes: self.limits.buffered_bytes as u64 });
-        }
-        self.subscriber.over().map(|Over::Overrun| Verdict::Overrun)
+        self.verdict.or_else(|| self.subscriber.over().map(|Over::Overrun| Verdict::Overrun))
     }
 }
 

@@ -1,7 +1,7 @@
 //! A backend that is asked at one end, what the tunnel reads and writes at the other, and a memory engine behind.
 
 use bytes::BytesMut;
-use http::{HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::{mpsc, oneshot};
 
@@ -10,6 +10,7 @@ use crate::backplane::engine::{Channel, Engine as _, Item, MessageId};
 use crate::backplane::hub::{Hub, InboxLimit};
 use crate::backplane::memory::{MemoryEngine, Settings};
 use crate::backplane::position::Region;
+use crate::backplane::resume;
 use crate::backplane::sink::SinkLimit;
 use crate::grip::publish;
 use crate::ws::header::{Sender, parse};
@@ -61,6 +62,10 @@ impl Bed {
     }
 
     async fn with(limits: Limits, answer: Reply) -> Self {
+        Self::resuming(limits, answer, None).await
+    }
+
+    async fn resuming(limits: Limits, answer: Reply, resume: Option<resume::Settings>) -> Self {
         let engine = Arc::new(MemoryEngine::new(Region::new("eu").unwrap(), Settings::default()).unwrap());
         let hub = Hub::start(engine.clone(), SinkLimit::default(), crate::metrics::Metrics::new().backplane("eu"));
         let (sender, questions) = mpsc::channel(16);
@@ -73,7 +78,7 @@ impl Bed {
         assert_eq!(bed.asked_with(answer).await, "OPEN|");
         let Ok(Opening::Accepted(opened)) = opening.await.unwrap() else { panic!("not accepted") };
         let subscriber = Subscriber::new(hub.join(InboxLimit::default()), limits);
-        bed.tunnel = Some(opened.into_upstream(subscriber, "app".to_owned()));
+        bed.tunnel = Some(opened.into_upstream(subscriber, resume, "app".to_owned()));
         bed
     }
 
@@ -393,4 +398,36 @@ async fn a_link_that_fails_or_leads_nowhere_closes_the_client() {
         answer.send(Ok(reply(&[], &subscribe(link)))).unwrap();
     }
     assert_eq!(bed.frame().await, (0x88, b"\x11\x3amessages were missed".to_vec()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_keeps_its_place_is_told_it_and_goes_on_from_it() {
+    let settings = resume::Settings {
+        connection: "c1".to_owned(),
+        region: Region::new("eu").unwrap(),
+        ping: None,
+        max_message_bytes: None,
+    };
+    let answer = reply(&[("sec-websocket-extensions", "grip")], &("OPEN|".to_owned() + &subscribe("") + &text("m:hi")));
+    let mut bed = Bed::resuming(Limits::default(), answer, Some(settings)).await;
+    bed.publish(&message("1", "one")).await;
+    let lines = async |bed: &mut Bed| {
+        let (first, message) = bed.frame().await;
+        assert_eq!(first, 0x81);
+        let message = String::from_utf8(message).unwrap();
+        let (line, payload) = message.split_once('\n').unwrap();
+        (line.to_owned(), payload.to_owned())
+    };
+    assert!(lines(&mut bed).await.0.starts_with(r#"{"t":"hello""#));
+    assert_eq!(lines(&mut bed).await, (String::new(), "hi".to_owned()));
+    bed.sends(0x81, b"{\"t\":\"new\"}\n").await;
+    assert!(lines(&mut bed).await.0.starts_with(r#"{"t":"sub","c":"room""#));
+    bed.publish(&message("2", "two")).await;
+    let (line, payload) = lines(&mut bed).await;
+    assert!(line.contains(r#""i":"2""#), "{line}");
+    assert_eq!(payload, "two");
+    bed.sends(0x81, b"\nfor the backend").await;
+    assert_eq!(bed.asked_with(reply(&[], "")).await, text("for the backend"));
+    bed.sends(0x81, b"no line").await;
+    assert!(matches!(bed.tunnel().verdict(), Some(Verdict::Subprotocol(_))));
 }

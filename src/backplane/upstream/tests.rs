@@ -37,11 +37,22 @@ impl Backend for Database {
     }
 }
 
-struct Bed {
-    engine: Arc<MemoryEngine>,
-    hub: Arc<Hub>,
-    backend: DuplexStream,
-    tunnel: GripUpstream<DuplexStream>,
+pub(super) fn setup(hub: &Arc<Hub>, limit: InboxLimit, resume: Option<resume::Settings>) -> Setup {
+    Setup {
+        opt_in: OptIn::Prefix(Prefix::new(b"m:").unwrap()),
+        limits: Limits::default(),
+        subscriber: Subscriber::new(hub.join(limit), Limits::default()),
+        backend: Arc::new(Database),
+        resume,
+        rule: "app".to_owned(),
+    }
+}
+
+pub(super) struct Bed {
+    pub(super) engine: Arc<MemoryEngine>,
+    pub(super) hub: Arc<Hub>,
+    pub(super) backend: DuplexStream,
+    pub(super) tunnel: GripUpstream<DuplexStream>,
 }
 
 impl Bed {
@@ -49,29 +60,19 @@ impl Bed {
         let engine = Arc::new(MemoryEngine::new(Region::new("eu").unwrap(), Settings::default()).unwrap());
         let hub = Hub::start(engine.clone(), SinkLimit::default(), crate::metrics::Metrics::new().backplane("eu"));
         let (backend, io) = duplex(1 << 16);
-        let subscriber = Subscriber::new(hub.join(limit), Limits::default());
-        let opt_in = OptIn::Prefix(Prefix::new(b"m:").unwrap());
-        let tunnel = GripUpstream::new(
-            io,
-            preread.to_vec(),
-            opt_in,
-            Limits::default(),
-            subscriber,
-            Arc::new(Database),
-            "app".to_owned(),
-        );
+        let tunnel = GripUpstream::new(io, preread.to_vec(), setup(&hub, limit, None));
         Self { engine, hub, backend, tunnel }
     }
 
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self::with(b"", InboxLimit::default())
     }
 
-    async fn says(&mut self, bytes: &[u8]) {
+    pub(super) async fn says(&mut self, bytes: &[u8]) {
         self.backend.write_all(bytes).await.unwrap();
     }
 
-    async fn text(&mut self, text: &str) {
+    pub(super) async fn text(&mut self, text: &str) {
         self.says(&text_frame(text)).await;
     }
 
@@ -84,12 +85,12 @@ impl Bed {
     }
 
     /// Lets what is under way come to its end, without an effect on the client.
-    async fn settle(&mut self) {
+    pub(super) async fn settle(&mut self) {
         let read = tokio::time::timeout(Duration::from_millis(100), self.tunnel.read_u8()).await;
         assert!(read.is_err(), "nothing for the client");
     }
 
-    async fn publish(&self, json: &str) {
+    pub(super) async fn publish(&self, json: &str) {
         for item in publish::parse(format!("{{\"items\":[{json}]}}").as_bytes(), &Limits::default()).unwrap() {
             let mut payload = Vec::new();
             item.encode(&mut payload);
@@ -100,7 +101,7 @@ impl Bed {
     }
 
     /// The first byte and the payload of the next frame that the tunnel reads.
-    async fn frame(&mut self) -> (u8, Vec<u8>) {
+    pub(super) async fn frame(&mut self) -> (u8, Vec<u8>) {
         let mut bytes = Vec::new();
         loop {
             if let Some((header, len)) = parse(&bytes, Sender::Server, false).unwrap()
@@ -115,11 +116,11 @@ impl Bed {
     }
 }
 
-fn text_frame(text: &str) -> Vec<u8> {
+pub(super) fn text_frame(text: &str) -> Vec<u8> {
     super::super::rendered::frame(crate::grip::Kind::Text, text.as_bytes())
 }
 
-fn message(id: &str, text: &str) -> String {
+pub(super) fn message(id: &str, text: &str) -> String {
     format!(r#"{{"channel":"room","id":"{id}","formats":{{"ws-message":{{"content":"{text}"}}}}}}"#)
 }
 
