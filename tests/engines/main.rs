@@ -1,5 +1,7 @@
 //! Every engine of the backplane, held to one contract, and Redis to what happens to it: real processes on free ports.
 
+mod cluster;
+mod cluster_server;
 mod contract;
 mod faults;
 mod reader;
