@@ -14,6 +14,7 @@ use super::effective::Effective;
 use crate::backplane::engine::{DEDUPE_WINDOW, Retention};
 use crate::backplane::hub::InboxLimit;
 use crate::backplane::position::Region;
+use crate::backplane::redis::{Credentials, Servers};
 use crate::grip::signature::{SigningKey, VerifyingKey};
 use crate::policy::client_address::{Source, TrustedProxies};
 use crate::policy::clients::Clients;
@@ -261,21 +262,25 @@ pub enum EngineKind {
     /// In this process.
     Memory,
     /// In Redis.
-    Redis {
-        /// `redis://HOST:PORT` or `rediss://HOST:PORT`.
-        url: String,
-        /// The user.
-        username: Option<String>,
-        /// The password.
-        password: Option<String>,
-    },
+    Redis(RedisAccess),
+}
+
+/// The servers of a Redis engine, and how they are reached.
+#[derive(Clone)]
+pub struct RedisAccess {
+    /// Which there are.
+    pub servers: Servers,
+    /// The user and the password there.
+    pub credentials: Credentials,
+    /// The user and the password at sentinels.
+    pub sentinel_credentials: Credentials,
 }
 
 impl fmt::Debug for EngineKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Memory => f.write_str("Memory"),
-            Self::Redis { url, .. } => write!(f, "Redis({url})"),
+            Self::Redis(access) => write!(f, "Redis({:?})", access.servers),
         }
     }
 }

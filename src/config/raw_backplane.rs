@@ -56,21 +56,52 @@ pub enum RawEngineName {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RawRedisEngine {
-    /// The server. Required.
+    /// The servers. Required.
     pub redis: RawRedis,
 }
 
-/// The server of a Redis engine.
+/// The servers of a Redis engine: exactly one of `url`, `sentinel` and `cluster`.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-#[schemars(extend("required" = ["url"]))]
+#[schemars(extend(
+    "oneOf" = [{ "required": ["url"] }, { "required": ["sentinel"] }, { "required": ["cluster"] }],
+))]
 pub struct RawRedis {
-    /// `redis://HOST:PORT`, or `rediss://HOST:PORT` for TLS. Required. No password in it: see `password_file`.
+    /// `redis://HOST:PORT`, or `rediss://HOST:PORT` for TLS. Required: this, `sentinel` or `cluster`, exactly one. No
+    /// password in it: see `password_file`.
     pub url: Option<String>,
+    /// A master that Sentinel names, instead of `url`.
+    pub sentinel: Option<RawSentinel>,
+    /// A Cluster of Redis 7.0 or later, instead of `url`.
+    pub cluster: Option<RawCluster>,
     /// The user. Default: Redis's `default`.
     pub username: Option<String>,
     /// A file with the password. Default: none.
     pub password_file: Option<String>,
+}
+
+/// A master that Sentinel names.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+#[schemars(extend("required" = ["urls", "master"]))]
+pub struct RawSentinel {
+    /// The sentinels: `redis://HOST:PORT`, 1 to 64 of them; with `rediss` the master is reached over TLS too. Required.
+    pub urls: Option<Vec<String>>,
+    /// The name that they know the master by. Required.
+    pub master: Option<String>,
+    /// The user at the sentinels. Default: Redis's `default`.
+    pub username: Option<String>,
+    /// A file with the password of the sentinels. Default: none.
+    pub password_file: Option<String>,
+}
+
+/// A Cluster.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+#[schemars(extend("required" = ["urls"]))]
+pub struct RawCluster {
+    /// Some of its nodes: `redis://HOST:PORT`, 1 to 64 of them; with `rediss` all nodes are reached over TLS. Required.
+    pub urls: Option<Vec<String>>,
 }
 
 /// How much is kept of each channel: what a client that comes back can be given.

@@ -14,7 +14,7 @@ use crate::backplane::engine::{Engine, Event};
 use crate::backplane::hub::{Hub, InboxLimit};
 use crate::backplane::memory::{self, MemoryEngine};
 use crate::backplane::position::PositionError;
-use crate::backplane::redis::{self, RedisEngine, Servers};
+use crate::backplane::redis::{self, RedisEngine};
 use crate::backplane::sink::SinkLimit;
 use crate::backplane::subscriber::Subscriber;
 use crate::backplane::upstream::GripUpstream;
@@ -68,14 +68,13 @@ impl Backplane {
                 let settings = memory::Settings { retention, dedupe_window, ..memory::Settings::default() };
                 Arc::new(MemoryEngine::new(region, settings)?)
             }
-            EngineKind::Redis { url, username, password } => {
-                let servers = Servers::Standalone { url: url.clone() };
+            EngineKind::Redis(access) => {
                 let settings = redis::Settings {
-                    username: username.clone(),
-                    password: password.clone(),
+                    credentials: access.credentials.clone(),
+                    sentinel_credentials: access.sentinel_credentials.clone(),
                     retention,
                     dedupe_window,
-                    ..redis::Settings::new(servers)
+                    ..redis::Settings::new(access.servers.clone())
                 };
                 Arc::new(RedisEngine::start(region, settings))
             }

@@ -37,7 +37,7 @@ use tokio::task::JoinHandle;
 use self::keys::Partition;
 use self::routes::{Partitions, Route, Routes};
 use self::session::{Link, Session, Target};
-pub use self::settings::{Servers, Settings};
+pub use self::settings::{Credentials, Servers, Settings};
 use self::subscriptions::{Outcome, Reading, Step, Subscriptions};
 use super::engine::{
     Capabilities, Channel, EVENTS_KEPT, Engine, EngineError, Event, History, Item, LOG_LIFE, PublishError, Published,

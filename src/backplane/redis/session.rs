@@ -18,7 +18,7 @@ use super::super::engine::EngineError;
 use super::super::position::{Epoch, Region};
 use super::keys::Partition;
 use super::routes::Partitions;
-use super::settings::{Servers, Settings};
+use super::settings::{Credentials, Servers, Settings};
 use super::{keys, wire};
 
 /// How much of a process's `run_id` is its lineage: 64 random bits.
@@ -218,7 +218,8 @@ async fn address(settings: &Settings, target: &Target, number: u64) -> Result<Co
 
 async fn ask_sentinel(settings: &Settings, url: &str, master: &str) -> Result<ConnectionInfo, EngineError> {
     let info = url.into_connection_info().map_err(|error| wire::error(&error))?;
-    let client = client(settings, info.clone())?;
+    let asked = known_as(info.clone(), &settings.sentinel_credentials);
+    let client = client(settings, asked)?;
     let mut sentinel = connection(&client, config(settings.timeout)).await?;
     let found: Option<(String, u16)> = redis::cmd("SENTINEL")
         .arg("get-master-addr-by-name")
@@ -227,7 +228,7 @@ async fn ask_sentinel(settings: &Settings, url: &str, master: &str) -> Result<Co
         .await
         .map_err(|error| wire::error(&error))?;
     let (host, port) = found.ok_or(EngineError::Unreachable)?;
-    // Not the credentials in a sentinel's URL: those are the sentinel's.
+    // Without the credentials of the sentinel's: the master has its own.
     at(settings, &info, host, port)
 }
 
@@ -251,14 +252,19 @@ pub async fn ask(settings: &Settings, target: &Target) -> Result<MultiplexedConn
 fn node(settings: &Settings, url: &str) -> Result<ConnectionInfo, EngineError> {
     let info = url.into_connection_info().map_err(|error| wire::error(&error))?;
     // RESP3, since one connection has to carry answers and pushed messages.
-    let mut redis = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
-    if let Some(username) = &settings.username {
+    let redis = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
+    Ok(known_as(info.set_redis_settings(redis), &settings.credentials))
+}
+
+fn known_as(info: ConnectionInfo, credentials: &Credentials) -> ConnectionInfo {
+    let mut redis = info.redis_settings().clone();
+    if let Some(username) = &credentials.username {
         redis = redis.set_username(username);
     }
-    if let Some(password) = &settings.password {
+    if let Some(password) = &credentials.password {
         redis = redis.set_password(password);
     }
-    Ok(info.set_redis_settings(redis))
+    info.set_redis_settings(redis)
 }
 
 /// The host and port of a URL.

@@ -27,15 +27,31 @@ pub enum Servers {
     },
 }
 
+/// Who we are at a server.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Credentials {
+    /// The user; Redis's `default` if there is none.
+    pub username: Option<String>,
+    /// The password.
+    pub password: Option<String>,
+}
+
+impl std::fmt::Debug for Credentials {
+    /// Without the password.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Credentials").field("username", &self.username).finish_non_exhaustive()
+    }
+}
+
 /// The bounds of a Redis engine.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Settings {
     /// Where.
     pub servers: Servers,
-    /// For the servers, not for sentinels.
-    pub username: Option<String>,
-    /// For the servers, not for sentinels.
-    pub password: Option<String>,
+    /// At the servers, not at sentinels.
+    pub credentials: Credentials,
+    /// At sentinels.
+    pub sentinel_credentials: Credentials,
     /// CAs in PEM that servers and sentinels are verified by over TLS, in place of the system's.
     pub ca: Option<Vec<u8>>,
     /// What is kept of each channel.
@@ -58,8 +74,8 @@ impl Settings {
     pub fn new(servers: Servers) -> Self {
         Self {
             servers,
-            username: None,
-            password: None,
+            credentials: Credentials::default(),
+            sentinel_credentials: Credentials::default(),
             ca: None,
             retention: Retention::default(),
             dedupe_window: DEDUPE_WINDOW,
