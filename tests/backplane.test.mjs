@@ -2,9 +2,11 @@
 // @fanoutio/grip, publishers on @fanoutio/grip and pubcontrol; one gateway on its own memory, and two on one Redis.
 
 import assert from "node:assert/strict";
+import { execFile } from "node:child_process";
 import { once } from "node:events";
 import { rm } from "node:fs/promises";
 import { after, before, test } from "node:test";
+import { promisify } from "node:util";
 import { Publisher, WebSocketMessageFormat, Item } from "@fanoutio/grip";
 import WebSocket from "ws";
 import { backend, client, clientIn, eventually, freePort, gateway, serve, temporaryFolder, total } from "./support.mjs";
@@ -214,6 +216,49 @@ test("two gateways on one Redis: what comes to one goes out of both, also when R
     await moved.has(3);
     assert.deepEqual(published(moved), ["two", "three"]);
     await Promise.all([...clients, moved].map((each) => each.leave()));
+  } finally {
+    await Promise.all(gates.map((each) => each.stop()));
+    await stop();
+    await rm(folder, { recursive: true, force: true });
+  }
+});
+
+test("what somebody else adds to a stream reaches its channel, and who comes back by msgId gets what was missed", async () => {
+  const folder = await temporaryFolder();
+  const port = await freePort();
+  const stop = await serve("redis-server", ["--port", String(port), "--bind", "127.0.0.1", "--dir", folder, "--save", ""], [port]);
+  const cli = promisify(execFile);
+  const add = (id, text) =>
+    cli("redis-cli", ["-p", String(port), "XADD", "room:42", "*", "roomId", "42", "message", text, "msgId", id]);
+  const engine = `{ redis: { url: "redis://127.0.0.1:${port}" } }
+  ingest: [{ streams: "room:*", id_field: msgId, data_field: message }]`;
+  const gates = await Promise.all([start(peer.port, engine), start(peer.port, engine)]);
+  try {
+    for (const each of gates) await each.metric("sluicegate_region_up", {}, 1);
+    const clients = await Promise.all(gates.map((each) => enter(each, "room:42")));
+    for (const each of gates) await subscribers(each, 1);
+    await add("m-16", "hello");
+    await add("m-17", '{"n":17}');
+    for (const each of clients) {
+      await each.has(3);
+      assert.deepEqual(published(each), ["hello", '{"n":17}']);
+    }
+    await clients[0].leave();
+    await add("m-18", "while away");
+    // On the other gateway, from the id that the application knows.
+    const again = await enter(gates[1], "room:42?prev=m-16");
+    await again.has(3);
+    await add("m-19", "back");
+    await again.has(4);
+    assert.deepEqual(published(again), ['{"n":17}', "while away", "back"]);
+    const lost = await enter(gates[1], "room:42?prev=m-1");
+    await lost.has(2);
+    assert.deepEqual(published(lost), ["gap"]);
+    const refused = await post(gates[0], [item("elsewhere", "1", "x"), item("room:42", "m-20", "x")]);
+    assert.deepEqual([refused.status, await refused.text()],
+      [400, "Channel is filled by its own producer: add to its stream in Redis.\n"]);
+    assert.equal(total(await gates[0].metrics(), "sluicegate_publishes_total", { result: "stored" }), 0);
+    await Promise.all([clients[1], again, lost].map((each) => each.leave()));
   } finally {
     await Promise.all(gates.map((each) => each.stop()));
     await stop();

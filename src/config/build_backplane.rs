@@ -31,6 +31,7 @@ pub(super) fn build(raw: &RawBackplane, base: &KeyPath, report: &mut Report<'_>)
             build_redis::build(&raw.redis, &base.key("engine").key("redis"), report).map(EngineKind::Redis)
         }
     };
+    let ingest = build_redis::ingest(&raw.ingest, engine.as_ref(), base, report);
     let retention = history(&raw.history, &base.key("history"), report);
     let dedupe_window = raw.dedupe_window.map_or(DEDUPE_WINDOW, |span| span.0);
     report.extend(base, range::span("dedupe_window", dedupe_window, &ranges::DEDUPE_WINDOW));
@@ -52,7 +53,7 @@ pub(super) fn build(raw: &RawBackplane, base: &KeyPath, report: &mut Report<'_>)
         Some(key) => Some(GripSignature { key: Arc::new(key.ok()?), issuer }),
         None => None,
     };
-    Some(Backplane { region: region.ok()?, engine: engine?, retention, dedupe_window, publish, signature })
+    Some(Backplane { region: region.ok()?, engine: engine?, ingest, retention, dedupe_window, publish, signature })
 }
 
 fn history(raw: &RawHistory, base: &KeyPath, report: &mut Report<'_>) -> Retention {
@@ -101,6 +102,7 @@ fn publish(raw: &RawPublish, base: &KeyPath, report: &mut Report<'_>) -> Option<
 
 #[cfg(test)]
 mod tests {
+    use crate::backplane::engine::Channel;
     use crate::backplane::redis::{Credentials, Servers};
     use crate::config::{CompressionMode, EngineKind, Loaded, Text, parse};
 
@@ -139,6 +141,9 @@ mod tests {
         let text = "backplane:
   region: eu-1
   engine: { redis: { url: \"rediss://redis.internal:6379\", username: u, password_file: a.key } }
+  ingest:
+    - { streams: \"room:*\", id_field: msgId, data_field: message }
+    - { streams: \"app:*:events\", channel: \"events:*\", data_field: d }
   history: { max_messages: 10, max_age: 1h, max_bytes: 2MiB }
   dedupe_window: 10m
   publish: { bind: \"0.0.0.0:5561\", token_file: a.key, jwt_key_file: a.key }
@@ -155,6 +160,9 @@ rules:
         assert_eq!(access.servers, Servers::Standalone { url: "rediss://redis.internal:6379".to_owned() });
         let credentials = Credentials { username: Some("u".to_owned()), password: Some("0123456789abcdef".to_owned()) };
         assert_eq!((access.credentials, access.sentinel_credentials), (credentials, Credentials::default()));
+        let channel = Channel::new("events:7").expect("a name");
+        let stream = backplane.ingest.iter().find_map(|rule| rule.stream_of(&channel));
+        assert_eq!((backplane.ingest.len(), stream.as_deref()), (2, Some("app:7:events")));
         assert_eq!((backplane.retention.max_entries, backplane.retention.max_bytes), (10, 2 << 20));
         assert_eq!(backplane.retention.max_age.as_secs(), 3600);
         assert_eq!(backplane.dedupe_window.as_secs(), 600);
@@ -257,6 +265,30 @@ rules:
             (
                 "backplane: { grip: { sig_key_file: empty } }",
                 "backplane.grip.sig_key_file: \"empty\"; allowed: a file with a key (key is empty)",
+            ),
+            (
+                "backplane: { ingest: [{ streams: \"room:*\", data_field: message }] }",
+                "backplane.ingest: streams of a Redis; allowed: only with an engine that is one Redis server",
+            ),
+            (
+                "backplane: { engine: { redis: { cluster: { urls: [\"redis://a:1\"] } } }, ingest: [{ streams: a, data_field: b }] }",
+                "backplane.ingest: streams of a Redis; allowed: only with",
+            ),
+            (
+                "backplane: { engine: { redis: { url: \"redis://a:1\" } }, ingest: [{ streams: \"a*b*\", data_field: d }] }",
+                "backplane.ingest[0].streams: \"a*b*\"; allowed: a key with at most one `*`",
+            ),
+            (
+                "backplane: { engine: { redis: { url: \"redis://a:1\" } }, ingest: [{ streams: \"sg:*\", data_field: d }] }",
+                "backplane.ingest[0].streams: \"sg:*\"; allowed",
+            ),
+            (
+                "backplane: { engine: { redis: { url: \"redis://a:1\" } }, ingest: [{ streams: \"a:*\", channel: b, data_field: d }] }",
+                "backplane.ingest[0].channel: \"b\"; allowed: a channel's name with one `*`",
+            ),
+            (
+                "backplane: { engine: { redis: { url: \"redis://a:1\" } }, ingest: [{ streams: \"a:*\" }] }",
+                "backplane.ingest[0].data_field: this key is missing",
             ),
             ("backplane: { regions: {} }", "backplane.regions: this key is not in this version"),
             (

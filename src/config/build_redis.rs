@@ -3,13 +3,16 @@
 use super::build::Report;
 use super::files;
 use super::key_path::KeyPath;
-use super::model::RedisAccess;
-use super::raw_backplane::RawRedis;
-use crate::backplane::redis::{Credentials, Servers};
+use super::model::{EngineKind, RedisAccess};
+use super::raw_backplane::{RawIngest, RawRedis};
+use crate::backplane::redis::{Credentials, IngestRule, Pattern, Servers};
 use crate::policy::Fault;
 
 /// The most URLs of a list.
 const MAX_URLS: usize = 64;
+
+/// The most kinds of streams that others fill: each channel's name is held against all of them.
+const MAX_INGEST_RULES: usize = 64;
 
 /// The ways to say which servers there are.
 const SERVERS: [&str; 3] = ["url", "sentinel", "cluster"];
@@ -26,6 +29,54 @@ pub(super) fn build(raw: &RawRedis, base: &KeyPath, report: &mut Report<'_>) -> 
         None => Some(Credentials::default()),
     };
     Some(RedisAccess { servers: servers?, credentials: credentials?, sentinel_credentials: sentinel_credentials? })
+}
+
+/// The streams that others fill, for an engine that has them.
+pub(super) fn ingest(
+    raw: &[RawIngest],
+    engine: Option<&EngineKind>,
+    base: &KeyPath,
+    report: &mut Report<'_>,
+) -> Vec<IngestRule> {
+    let has_streams = match engine {
+        // It has a fault already.
+        None => true,
+        Some(EngineKind::Memory) => false,
+        Some(EngineKind::Redis(access)) => !matches!(access.servers, Servers::Cluster { .. }),
+    };
+    if !raw.is_empty() && !has_streams {
+        let allowed = "only with an engine that is one Redis server, or a master that Sentinel names";
+        report.extend(base, Some(Fault::new("ingest", "streams of a Redis", allowed)));
+        return Vec::new();
+    }
+    if raw.len() > MAX_INGEST_RULES {
+        let allowed = format!("at most {MAX_INGEST_RULES}");
+        report.extend(base, Some(Fault::new("ingest", format!("a list of {}", raw.len()), allowed)));
+        return Vec::new();
+    }
+    let base = base.key("ingest");
+    raw.iter().enumerate().filter_map(|(nth, raw)| ingest_rule(raw, &base.index(nth), report)).collect()
+}
+
+fn ingest_rule(raw: &RawIngest, base: &KeyPath, report: &mut Report<'_>) -> Option<IngestRule> {
+    let (written, data_field) = (raw.streams.as_deref()?, raw.data_field.clone()?);
+    let is_ours = written.starts_with("sg:") || written.starts_with('*');
+    let Some(streams) = Pattern::new(written).filter(|_| !is_ours) else {
+        let allowed = "a key with at most one `*`, which does not begin with it or with `sg:`, as keys of ours do";
+        report.extend(base, Some(Fault::new("streams", format!("{written:?}"), allowed)));
+        return None;
+    };
+    let channel = raw.channel.as_deref().unwrap_or(written);
+    let Some(channels) = Pattern::new(channel).filter(|of| of.has_star() == streams.has_star()) else {
+        let allowed = "a channel's name with one `*` if `streams` has one, and none if it has none";
+        report.extend(base, Some(Fault::new("channel", format!("{channel:?}"), allowed)));
+        return None;
+    };
+    if data_field.is_empty() {
+        report.extend(base, Some(Fault::new("data_field", "\"\"", "the name of a field")));
+        return None;
+    }
+    Some(IngestRule { streams, channels, id_field: raw.id_field.clone().unwrap_or_default(), data_field })
 }
 
 fn servers(raw: &RawRedis, base: &KeyPath, report: &mut Report<'_>) -> Option<Servers> {

@@ -14,7 +14,7 @@ use super::effective::Effective;
 use crate::backplane::engine::{DEDUPE_WINDOW, Retention};
 use crate::backplane::hub::InboxLimit;
 use crate::backplane::position::Region;
-use crate::backplane::redis::{Credentials, Servers};
+use crate::backplane::redis::{Credentials, IngestRule, Servers};
 use crate::grip::signature::{SigningKey, VerifyingKey};
 use crate::policy::client_address::{Source, TrustedProxies};
 use crate::policy::clients::Clients;
@@ -233,6 +233,8 @@ pub struct Backplane {
     pub region: Region,
     /// Where publications are kept.
     pub engine: EngineKind,
+    /// Streams there that others fill.
+    pub ingest: Vec<IngestRule>,
     /// How much is kept of each channel.
     pub retention: Retention,
     /// How long a publication's id is known.
@@ -248,6 +250,7 @@ impl Default for Backplane {
         Self {
             region: Region::default(),
             engine: EngineKind::Memory,
+            ingest: Vec::new(),
             retention: Retention::default(),
             dedupe_window: DEDUPE_WINDOW,
             publish: None,

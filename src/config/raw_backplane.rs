@@ -29,6 +29,9 @@ pub struct RawBackplane {
     /// How long a publication with the same id is known to be the same. Default 5m, 1s to 1d. Short lets a publisher
     /// that tries again publish twice.
     pub dedupe_window: Option<Span>,
+    /// Streams in the engine's Redis that others fill with plain XADD, delivered as channels. Default: none. At most 64;
+    /// not with `engine: memory`, and not in a Cluster.
+    pub ingest: Vec<RawIngest>,
     /// Where publishers publish. Default: nowhere.
     pub publish: Option<RawPublish>,
     /// How backends know this gateway.
@@ -114,6 +117,21 @@ pub struct RawHistory {
     pub max_age: Option<Span>,
     /// Their bytes. Default 1MiB, 1KiB to 1GiB. A larger publication is refused.
     pub max_bytes: Option<Size>,
+}
+
+/// Streams that others fill.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+#[schemars(extend("required" = ["streams", "data_field"]))]
+pub struct RawIngest {
+    /// The streams' keys, such as `room:*`: one `*` at most, for any characters. Required.
+    pub streams: Option<String>,
+    /// The channels' names, with a `*` for what it is in `streams`. Default: the keys.
+    pub channel: Option<String>,
+    /// The field with a message's id. Default: none, and a message has its entry's id.
+    pub id_field: Option<String>,
+    /// The field with what is sent. Required.
+    pub data_field: Option<String>,
 }
 
 /// Where publishers publish: `POST /publish`, as GRIP has it.

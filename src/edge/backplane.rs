@@ -72,6 +72,7 @@ impl Backplane {
                 let settings = redis::Settings {
                     credentials: access.credentials.clone(),
                     sentinel_credentials: access.sentinel_credentials.clone(),
+                    ingest: config.ingest.clone(),
                     retention,
                     dedupe_window,
                     ..redis::Settings::new(access.servers.clone())

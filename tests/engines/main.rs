@@ -4,6 +4,7 @@ mod cluster;
 mod cluster_server;
 mod contract;
 mod faults;
+mod ingest;
 mod reader;
 mod sentinel;
 mod server;

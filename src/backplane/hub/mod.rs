@@ -141,7 +141,11 @@ impl Hub {
 
     /// The channel's state, locked by the caller; made if there is none.
     fn find_or_make(&self, channel: &Channel) -> Arc<Mutex<Local>> {
-        let make = || Arc::new(Mutex::new(Local::new(channel.clone(), self.retention, self.budget.clone(), now())));
+        let is_foreign = self.engine.is_foreign(channel);
+        let make = || {
+            let local = Local::new(channel.clone(), is_foreign, self.retention, self.budget.clone(), now());
+            Arc::new(Mutex::new(local))
+        };
         self.channels.lock().entry(channel.clone()).or_insert_with(make).clone()
     }
 

@@ -273,7 +273,7 @@ impl Client {
                         match &seen.cursor {
                             From::Place(Place::After(place)) => assert_eq!(from, place.n + 1),
                             From::Place(Place::Start) => assert_eq!(from, 1),
-                            From::Message(_) => {}
+                            From::Message(_) | From::Entry(_) => {}
                             From::Now | From::Place(Place::Now) => panic!("a replay for nobody"),
                         }
                         match &seen.cursor {

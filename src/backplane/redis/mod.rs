@@ -16,6 +16,7 @@
 //! never is. So a publication waits, for no longer than the time-out, until the slot is where it goes.
 
 mod cluster;
+mod ingest;
 mod keys;
 mod routes;
 mod session;
@@ -34,14 +35,16 @@ use redis::{PushInfo, PushKind, RedisResult, Script, Value};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, broadcast, watch};
 use tokio::task::JoinHandle;
 
+use self::ingest::Ingest;
+pub use self::ingest::{IngestRule, Pattern};
 use self::keys::Partition;
 use self::routes::{Partitions, Route, Routes};
 use self::session::{Link, Session, Target};
 pub use self::settings::{Credentials, Servers, Settings};
 use self::subscriptions::{Outcome, Reading, Step, Subscriptions};
 use super::engine::{
-    Capabilities, Channel, EVENTS_KEPT, Engine, EngineError, Event, History, Item, LOG_LIFE, PublishError, Published,
-    ReadLimit, Scope, Slice, Stored,
+    Capabilities, Channel, EVENTS_KEPT, Engine, EngineError, Entry, Event, History, Item, LOG_LIFE, PublishError,
+    Published, ReadLimit, Scope, Slice, Stored,
 };
 use super::position::{Position, Region};
 use super::sink::Sink;
@@ -92,6 +95,7 @@ struct Shared {
     /// The server gets a channel's SUBSCRIBE and UNSUBSCRIBE in the order in which the subscriptions changed.
     order: Vec<tokio::sync::Mutex<()>>,
     reads: Arc<Semaphore>,
+    ingest: Ingest,
     events: broadcast::Sender<Event>,
 }
 
@@ -102,6 +106,7 @@ impl RedisEngine {
     pub fn start(region: Region, settings: Settings) -> Self {
         let shared = Arc::new(Shared {
             region,
+            ingest: Ingest::new(settings.ingest.clone()),
             settings,
             node: rand::random(),
             routes: Mutex::new(Routes::new()),
@@ -149,6 +154,9 @@ impl Engine for RedisEngine {
 
     async fn publish(&self, channel: &Channel, item: &Item) -> Result<Published, PublishError> {
         let shared = &self.shared;
+        if shared.ingest.has(channel) {
+            return Err(PublishError::not_stored(EngineError::Foreign));
+        }
         item.check_size(&shared.settings.retention)?;
         let until = Instant::now() + shared.settings.timeout;
         loop {
@@ -167,11 +175,18 @@ impl Engine for RedisEngine {
     async fn subscribe(&self, channel: &Channel, sink: &Sink) -> Result<Position, EngineError> {
         let (shared, channel, sink) = (self.shared.clone(), channel.clone(), sink.clone());
         // In a task of its own, so that a caller who gives up leaves nothing half done.
-        let started = tokio::spawn(async move { shared.subscribe(&channel, &sink).await });
+        let started = tokio::spawn(async move {
+            if shared.ingest.has(&channel) {
+                let _order = shared.order_of(&channel).lock().await;
+                return shared.subscribe_foreign(&channel, &sink).await;
+            }
+            shared.subscribe(&channel, &sink).await
+        });
         started.await.unwrap_or(Err(EngineError::Unreachable))
     }
 
     async fn unsubscribe(&self, channel: &Channel) {
+        self.shared.ingest.unsubscribe(channel);
         let (shared, channel) = (self.shared.clone(), channel.clone());
         if !shared.subscriptions.lock().end(&channel) {
             return;
@@ -181,8 +196,19 @@ impl Engine for RedisEngine {
     }
 
     async fn read(&self, channel: &Channel, after: Option<&Position>, limit: ReadLimit) -> Result<Slice, EngineError> {
+        if self.shared.ingest.has(channel) {
+            return self.shared.read_foreign(channel, after, limit).await;
+        }
         let route = self.shared.route(channel)?;
         self.shared.read(&route.session, channel, after, limit).await
+    }
+
+    fn is_foreign(&self, channel: &Channel) -> bool {
+        self.shared.ingest.has(channel)
+    }
+
+    async fn read_back(&self, channel: &Channel, to: &Position) -> Result<Vec<Entry>, EngineError> {
+        self.shared.read_back_foreign(channel, to).await
     }
 
     fn capabilities(&self) -> Capabilities {
@@ -202,6 +228,10 @@ impl Engine for RedisEngine {
 impl Shared {
     fn is_cluster(&self) -> bool {
         matches!(self.settings.servers, Servers::Cluster { .. })
+    }
+
+    fn serves_foreign(&self) -> bool {
+        !self.ingest.is_empty() && !self.is_cluster()
     }
 
     fn next_session(&self) -> u64 {

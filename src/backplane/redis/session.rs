@@ -278,6 +278,11 @@ pub fn target_of(url: &str) -> Result<Target, EngineError> {
     }
 }
 
+/// The lineage of the process at the other end.
+pub async fn lineage(connection: &mut MultiplexedConnection) -> Result<Epoch, EngineError> {
+    Ok(info(connection).await?.lineage)
+}
+
 /// What a process says of itself.
 struct Info {
     lineage: Epoch,

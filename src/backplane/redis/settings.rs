@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::super::engine::{DEDUPE_WINDOW, Retention};
+use super::ingest::IngestRule;
 
 /// Which servers there are.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,6 +55,8 @@ pub struct Settings {
     pub sentinel_credentials: Credentials,
     /// CAs in PEM that servers and sentinels are verified by over TLS, in place of the system's.
     pub ca: Option<Vec<u8>>,
+    /// Streams that others fill. Not in a Cluster.
+    pub ingest: Vec<IngestRule>,
     /// What is kept of each channel.
     pub retention: Retention,
     /// How long a message's id is remembered. Default 5 minutes.
@@ -76,6 +79,7 @@ impl Settings {
             servers,
             credentials: Credentials::default(),
             sentinel_credentials: Credentials::default(),
+            ingest: Vec::new(),
             ca: None,
             retention: Retention::default(),
             dedupe_window: DEDUPE_WINDOW,

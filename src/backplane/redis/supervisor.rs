@@ -14,7 +14,7 @@ use super::routes::Partitions;
 use super::session::{Link, Session, Target};
 use super::settings::Servers;
 use super::subscriptions::Reading;
-use super::{Shared, keys, wire};
+use super::{Shared, Task, ingest, keys, wire};
 
 /// The first time between two tries to connect.
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
@@ -77,6 +77,8 @@ async fn connect(shared: &Arc<Shared>, target: &Target) -> Result<Session, Engin
 async fn serve(shared: &Arc<Shared>, session: &Arc<Session>, wanted: &mut watch::Receiver<Partitions>) -> EngineError {
     let watching = watch(shared, session);
     tokio::pin!(watching);
+    let foreign = shared.serves_foreign().then(|| tokio::spawn(ingest::serve(shared.clone(), session.clone())));
+    let _foreign = foreign.map(Task);
     let mut served = Partitions::default();
     loop {
         let all = *wanted.borrow_and_update();
