@@ -89,6 +89,10 @@ test("what is published once reaches everyone in the room, and nobody else", asy
   await Promise.all([ann.leave(), bob.leave(), eve.leave()]);
   const metrics = await gate.metrics();
   assert.equal(total(metrics, "sluicegate_publishes_total", { result: "stored" }), 3);
+  // Of each client one in 16, and the first.
+  const latency = { rule: "rooms", path: "backplane" };
+  assert.equal(total(metrics, "sluicegate_message_latency_seconds_count", latency), 2);
+  assert.equal(total(metrics, "sluicegate_queued_bytes"), 0);
 });
 
 test("a client that comes back gets what it missed, once and in order, or hears of the gap", async () => {
@@ -200,6 +204,11 @@ test("two gateways on one Redis: what comes to one goes out of both, also when R
     for (const each of clients) await each.has(3);
     await stop();
     await gates[0].metric("sluicegate_region_up", {}, 0);
+    // It is as ready as the other gateways, which ask the same Redis.
+    const ready = await fetch(`${gates[0].admin}/readyz`);
+    const { status, degraded, reasons } = await ready.json();
+    assert.deepEqual([ready.status, status, degraded], [200, "degraded", ["region:local"]]);
+    assert.match(reasons[0], /^the backplane's engine of region local is down: the engine /);
     const failed = await post(gates[0], [item("both", "b-3", "three")]);
     assert.deepEqual([failed.status, failed.headers.get("retry-after")], [503, "1"]);
     // Plain proxying does not depend on it, nor do the sessions.

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -14,6 +15,7 @@ use crate::grip::control::{Control, KeepAlive, KeepAliveMode, Mode, OnGap, Outgo
 use crate::grip::filters::{self, Filters};
 use crate::grip::meta::Meta;
 use crate::grip::{Kind, Limits};
+use crate::tunnel::Backlog;
 
 /// What a control message asks of the connection besides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -230,5 +232,10 @@ impl Subscriber {
     /// How much waits for it.
     pub fn depth(&self) -> Depth {
         self.member.depth()
+    }
+
+    /// The same for others to look at.
+    pub fn backlog(&self) -> Arc<dyn Backlog> {
+        self.member.backlog()
     }
 }

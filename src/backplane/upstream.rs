@@ -13,6 +13,7 @@ use std::future::Future as _;
 use std::io;
 use std::os::fd::RawFd;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
@@ -26,7 +27,7 @@ use crate::grip::control;
 use crate::grip::extension::OptIn;
 use crate::grip::filter::{Decision, Filter, without};
 use crate::policy::keepalive::TcpSnapshot;
-use crate::tunnel::{Verdict, Wire};
+use crate::tunnel::{Backlog, Verdict, Wire};
 use crate::ws::close::CloseCode;
 use crate::ws::header::{ControlFrame, DataHeader, FrameHeader, Opcode, Sender};
 use crate::ws::mask;
@@ -396,6 +397,10 @@ impl<S: Wire + 'static> Wire for GripUpstream<S> {
         if let Some(io) = &mut self.io {
             io.break_off();
         }
+    }
+
+    fn backlog(&self) -> Option<Arc<dyn Backlog>> {
+        Some(self.subscriber.backlog())
     }
 
     fn verdict(&self) -> Option<Verdict> {

@@ -10,10 +10,11 @@ use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 
 use super::socket::Socket;
+use crate::admin::Readiness;
 use crate::backplane::engine::{Engine, Event};
 use crate::backplane::hub::{Hub, InboxLimit};
 use crate::backplane::memory::{self, MemoryEngine};
-use crate::backplane::position::PositionError;
+use crate::backplane::position::{PositionError, Region};
 use crate::backplane::redis::{self, RedisEngine};
 use crate::backplane::sink::SinkLimit;
 use crate::backplane::subscriber::Subscriber;
@@ -52,6 +53,7 @@ pub struct Backplane {
     pub limits: Limits,
     /// What is counted.
     pub metrics: Arc<BackplaneMetrics>,
+    all_metrics: Arc<Metrics>,
     signature: Option<GripSignature>,
     random: SystemRandom,
 }
@@ -61,7 +63,11 @@ impl Backplane {
     ///
     /// # Errors
     /// None, unless a random number makes no epoch.
-    pub fn start(config: &config::Backplane, metrics: &Metrics) -> Result<Arc<Self>, PositionError> {
+    pub fn start(
+        config: &config::Backplane,
+        all_metrics: &Arc<Metrics>,
+        readiness: &Arc<Readiness>,
+    ) -> Result<Arc<Self>, PositionError> {
         let (region, retention, dedupe_window) = (config.region.clone(), config.retention, config.dedupe_window);
         let engine: Arc<dyn Engine> = match &config.engine {
             EngineKind::Memory => {
@@ -80,12 +86,25 @@ impl Backplane {
                 Arc::new(RedisEngine::start(region, settings))
             }
         };
-        let metrics = metrics.backplane(config.region.as_str());
+        let metrics = all_metrics.backplane(config.region.as_str());
         let hub = Hub::start(engine.clone(), SinkLimit::default(), metrics.clone());
-        metrics.up.set(i64::from(matches!(config.engine, EngineKind::Memory)));
-        tokio::spawn(watch(engine.events(), metrics.clone()));
+        let state =
+            EngineState { region: config.region.clone(), metrics: metrics.clone(), readiness: readiness.clone() };
+        match config.engine {
+            EngineKind::Memory => state.up(),
+            EngineKind::Redis(_) => state.down("it is being connected to"),
+        }
+        tokio::spawn(watch(engine.events(), state));
         let (limits, signature) = (Limits::default(), config.signature.clone());
-        Ok(Arc::new(Self { engine, hub, limits, metrics, signature, random: SystemRandom::new() }))
+        Ok(Arc::new(Self {
+            engine,
+            hub,
+            limits,
+            metrics,
+            all_metrics: all_metrics.clone(),
+            signature,
+            random: SystemRandom::new(),
+        }))
     }
 
     /// Offers GRIP to a backend in a handshake, in the place of all other extensions, and says who offers it.
@@ -119,25 +138,48 @@ impl Backplane {
         queue: InboxLimit,
         rule: &str,
     ) -> GripUpstream<Socket> {
-        let subscriber = Subscriber::new(self.hub.join(queue), self.limits.clone());
+        let member = self.hub.join(queue).measured(self.all_metrics.rule(rule).message_latency_backplane.clone());
+        let subscriber = Subscriber::new(member, self.limits.clone());
         GripUpstream::new(io, preread, opt_in, self.limits.clone(), subscriber, rule.to_owned())
     }
 }
 
+/// Where it is shown whether the engine can be reached.
+struct EngineState {
+    region: Region,
+    metrics: Arc<BackplaneMetrics>,
+    readiness: Arc<Readiness>,
+}
+
+impl EngineState {
+    fn up(&self) {
+        self.metrics.up.set(1);
+        self.readiness.set_engine(self.region.as_str(), None);
+    }
+
+    fn down(&self, why: &str) {
+        self.metrics.up.set(0);
+        self.readiness.set_engine(self.region.as_str(), Some(why));
+    }
+}
+
 /// Logs when an engine goes and comes, and shows it.
-async fn watch(mut events: Receiver<Event>, metrics: Arc<BackplaneMetrics>) {
+async fn watch(mut events: Receiver<Event>, state: EngineState) {
+    // Each try that fails says so; the log has the first.
+    let mut told_down = false;
     loop {
         match events.recv().await {
             Ok(Event::Up) => {
-                metrics.up.set(1);
+                told_down = false;
+                state.up();
                 events::Event::new("engine_up").emit();
             }
             Ok(Event::Down(error)) => {
-                // Each try that fails says so; the log has the first.
-                if metrics.up.get() != 0 {
-                    events::Event::new("engine_down").field("detail", error.to_string()).emit();
+                let why = error.to_string();
+                state.down(&why);
+                if !std::mem::replace(&mut told_down, true) {
+                    events::Event::new("engine_down").field("detail", why).emit();
                 }
-                metrics.up.set(0);
             }
             Ok(Event::LineageChanged { from, to }) => events::Event::new("engine_lineage_changed")
                 .field("from", from.as_str())

@@ -11,9 +11,10 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::task::{Context, Poll, ready};
-use std::time::Instant;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
+use prometheus::Histogram;
 use rand::SeedableRng as _;
 use rand::rngs::SmallRng;
 
@@ -22,6 +23,7 @@ use super::recover::ReplayLimit;
 use super::rendered::Rendered;
 use super::sink::{Sink, SinkLimit, sink};
 use crate::metrics::BackplaneMetrics;
+use crate::tunnel::Backlog;
 
 mod channel;
 mod inbox;
@@ -30,12 +32,16 @@ mod tests;
 mod window;
 mod work;
 
+pub use crate::tunnel::Depth;
 pub use channel::From;
-pub use inbox::{Depth, InboxLimit, Notice};
+pub use inbox::{InboxLimit, Notice};
 
 use channel::Local;
 use inbox::Inbox;
 use window::Budget;
+
+/// Of so many publications that a session takes the way of one is measured. The first is.
+const SAMPLE_EVERY: u64 = 16;
 
 /// What the windows of all channels may have together, in bytes. Over it each channel keeps less, down to its newest entry.
 const WINDOWS_BYTES: usize = 256 << 20;
@@ -120,8 +126,10 @@ impl Hub {
         Member {
             hub: self.clone(),
             id: self.next_id.fetch_add(1, Ordering::Relaxed),
-            inbox: Arc::new(Inbox::new(limit)),
+            inbox: Arc::new(Inbox::new(limit, self.metrics.queued_bytes.clone())),
             channels: BTreeMap::new(),
+            latency: None,
+            taken: 0,
         }
     }
 
@@ -171,6 +179,9 @@ pub struct Member {
     id: u64,
     inbox: Arc<Inbox>,
     channels: BTreeMap<Channel, Arc<Mutex<Local>>>,
+    /// Where it is told how long publications were on their way, and how many have come.
+    latency: Option<Histogram>,
+    taken: u64,
 }
 
 impl Member {
@@ -218,15 +229,35 @@ impl Member {
             }
         }
         let notice = ready!(self.inbox.poll_pop(cx));
-        if let Notice::Overrun(channel) = &notice {
-            self.channels.remove(channel);
+        match &notice {
+            Notice::Overrun(channel) => drop(self.channels.remove(channel)),
+            Notice::Publication(publication) => {
+                if let Some(latency) = self.latency.as_ref().filter(|_| self.taken.is_multiple_of(SAMPLE_EVERY)) {
+                    latency.observe(age(publication.entry.stored_ms(), SystemTime::now()).as_secs_f64());
+                }
+                self.taken += 1;
+            }
+            Notice::Subscribed { .. } | Notice::Gap { .. } => {}
         }
         Poll::Ready(notice)
+    }
+
+    /// Has it told how long publications were on their way from the engine to it, for some of them.
+    #[must_use]
+    pub fn measured(self, latency: Histogram) -> Self {
+        let mut measured = self;
+        measured.latency = Some(latency);
+        measured
     }
 
     /// How much waits for it.
     pub fn depth(&self) -> Depth {
         self.inbox.depth()
+    }
+
+    /// The same for others to look at.
+    pub fn backlog(&self) -> Arc<dyn Backlog> {
+        self.inbox.clone()
     }
 }
 
@@ -237,6 +268,12 @@ impl Drop for Member {
             local.lock().unsubscribe(self.id, now);
         }
     }
+}
+
+/// How long ago an entry was stored. By the clocks of two machines: what comes from the future has just been stored.
+fn age(stored_ms: u64, now: SystemTime) -> Duration {
+    let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+    now.saturating_sub(Duration::from_millis(stored_ms))
 }
 
 /// Tokio's clock, so that a test can pass the time.

@@ -488,6 +488,45 @@ async fn a_slow_session_is_fed_at_its_own_pace_and_told_when_the_window_has_pass
     assert_eq!((slow.subscriptions(), hub.subscribers(&channel)), (0, 1));
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_waits_is_counted_until_it_is_taken_and_one_in_sixteen_is_measured() {
+    let (engine, hub, channel) = stocked(0).await;
+    let all = crate::metrics::Metrics::new();
+    let latency = all.rule("r").message_latency_backplane.clone();
+    let queued = || hub.metrics.queued_bytes.get();
+    let mut member = hub.join(InboxLimit::default()).measured(latency.clone());
+    member.subscribe(&channel, From::Now, ANY);
+    assert!(matches!(poll_fn(|cx| member.poll_next(cx)).await, Notice::Subscribed { .. }));
+    for at in 1..=20 {
+        engine.append(&channel, &format!("m{at}"));
+    }
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    let waiting = member.depth();
+    assert_eq!((waiting.messages, queued()), (20, waiting.bytes as i64));
+    assert!(waiting.bytes > 0 && member.backlog().depth() == waiting);
+    for _ in 1..=17 {
+        poll_fn(|cx| member.poll_next(cx)).await;
+    }
+    assert_eq!(queued(), member.depth().bytes as i64);
+    assert_eq!(latency.get_sample_count(), 2, "the first, and the seventeenth");
+    member.unsubscribe(&channel);
+    assert_eq!(queued(), 0);
+    member.subscribe(&channel, From::Now, ANY);
+    assert!(matches!(poll_fn(|cx| member.poll_next(cx)).await, Notice::Subscribed { .. }));
+    engine.append(&channel, "m21");
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    assert!(queued() > 0);
+    drop(member);
+    assert_eq!(queued(), 0, "what a session leaves waits for nobody");
+}
+
+#[test]
+fn an_entry_of_a_clock_that_is_ahead_has_just_been_stored() {
+    let now = UNIX_EPOCH + Duration::from_millis(5000);
+    assert_eq!(age(4000, now), Duration::from_secs(1));
+    assert_eq!(age(9000, now), Duration::ZERO);
+}
+
 #[test]
 fn all_windows_together_are_bounded() {
     let channel = Channel::new("room").unwrap();
