@@ -274,3 +274,37 @@ test("what somebody else adds to a stream reaches its channel, and who comes bac
     await rm(folder, { recursive: true, force: true });
   }
 });
+
+test("two gateways on a Cluster: every room reaches both, whichever master has it", async () => {
+  const folder = await temporaryFolder();
+  const ports = await Promise.all(Array.from({ length: 6 }, freePort));
+  const nodes = ports.slice(0, 3);
+  const cli = (...words) => promisify(execFile)("redis-cli", words);
+  const stops = await Promise.all(nodes.map((port, at) => serve("redis-server", ["--port", String(port), "--bind", "127.0.0.1",
+    "--dir", folder, "--save", "", "--cluster-enabled", "yes", "--cluster-port", String(ports[3 + at]),
+    "--cluster-config-file", `nodes-${at}.conf`], [port])));
+  const gates = [];
+  try {
+    await cli("--cluster", "create", ...nodes.map((port) => `127.0.0.1:${port}`), "--cluster-yes");
+    // One node is enough to find the others.
+    const engine = (port) => `{ redis: { cluster: { urls: ["redis://127.0.0.1:${port}"] } } }`;
+    for (const port of [nodes[0], nodes[2]]) gates.push(await start(peer.port, engine(port)));
+    for (const each of gates) await each.metric("sluicegate_region_up", {}, 1);
+    const rooms = Array.from({ length: 12 }, (_, at) => `room-${at}`);
+    const clients = await Promise.all(rooms.flatMap((room) => gates.map((each) => enter(each, room))));
+    for (const each of gates) await subscribers(each, rooms.length);
+    const sent = await post(gates[0], rooms.map((room) => item(room, "1", `for ${room}`)));
+    assert.equal(sent.status, 200);
+    for (const [at, each] of clients.entries()) {
+      await each.has(2);
+      assert.deepEqual(published(each), [`for ${rooms[at >> 1]}`]);
+    }
+    const sizes = await Promise.all(nodes.map(async (port) => Number((await cli("-p", String(port), "DBSIZE")).stdout)));
+    assert.ok(sizes.every((size) => size > 0), `every master has some: ${sizes}`);
+    await Promise.all(clients.map((each) => each.leave()));
+  } finally {
+    await Promise.all(gates.map((each) => each.stop()));
+    await Promise.all(stops.map((stop) => stop()));
+    await rm(folder, { recursive: true, force: true });
+  }
+});

@@ -19,6 +19,7 @@ use rand::SeedableRng as _;
 use rand::rngs::SmallRng;
 
 use super::engine::{Channel, Engine, Entry, Retention};
+use super::position::EntryId;
 use super::recover::ReplayLimit;
 use super::rendered::Rendered;
 use super::sink::{Sink, SinkLimit, sink};
@@ -42,6 +43,9 @@ use window::Budget;
 
 /// Of so many publications that a session takes the way of one is measured. The first is.
 const SAMPLE_EVERY: u64 = 16;
+
+/// What is older was not stored when its id says: nothing is kept for longer.
+const OLDEST: Duration = Duration::from_secs(24 * 3600);
 
 /// What the windows of all channels may have together, in bytes. Over it each channel keeps less, down to its newest entry.
 const WINDOWS_BYTES: usize = 256 << 20;
@@ -130,6 +134,7 @@ impl Hub {
             channels: BTreeMap::new(),
             latency: None,
             taken: 0,
+            began: BTreeMap::new(),
         }
     }
 
@@ -182,6 +187,8 @@ pub struct Member {
     /// Where it is told how long publications were on their way, and how many have come.
     latency: Option<Histogram>,
     taken: u64,
+    /// Where each subscription began: what is replayed up to there was on its way for as long as its client was away.
+    began: BTreeMap<Channel, EntryId>,
 }
 
 impl Member {
@@ -206,7 +213,7 @@ impl Member {
 
     /// Ends a subscription. Nothing of the channel comes any more, nor what waited.
     pub fn unsubscribe(&mut self, channel: &Channel) {
-        if let Some(local) = self.channels.remove(channel) {
+        if let Some(local) = self.forget(channel) {
             local.lock().unsubscribe(self.id, now());
         }
     }
@@ -230,16 +237,31 @@ impl Member {
         }
         let notice = ready!(self.inbox.poll_pop(cx));
         match &notice {
-            Notice::Overrun(channel) => drop(self.channels.remove(channel)),
-            Notice::Publication(publication) => {
-                if let Some(latency) = self.latency.as_ref().filter(|_| self.taken.is_multiple_of(SAMPLE_EVERY)) {
-                    latency.observe(age(publication.entry.stored_ms(), SystemTime::now()).as_secs_f64());
-                }
-                self.taken += 1;
-            }
-            Notice::Subscribed { .. } | Notice::Gap { .. } => {}
+            Notice::Subscribed { channel, top, .. } => drop(self.began.insert(channel.clone(), top.id)),
+            Notice::Publication(publication) => self.measure(publication),
+            Notice::Gap { .. } => {}
+            Notice::Overrun(channel) => drop(self.forget(channel)),
         }
         Poll::Ready(notice)
+    }
+
+    fn forget(&mut self, channel: &Channel) -> Option<Arc<Mutex<Local>>> {
+        self.began.remove(channel);
+        self.channels.remove(channel)
+    }
+
+    /// Tells how long a publication was on its way, if it is one of those that are measured.
+    fn measure(&mut self, publication: &Publication) {
+        let Some(latency) = &self.latency else { return };
+        if self.began.get(&publication.channel).is_none_or(|began| publication.entry.position.id <= *began) {
+            return;
+        }
+        let age = age(publication.entry.stored_ms(), SystemTime::now());
+        // Who fills a stream by XADD may give ids that are no times.
+        if self.taken.is_multiple_of(SAMPLE_EVERY) && age < OLDEST {
+            latency.observe(age.as_secs_f64());
+        }
+        self.taken += 1;
     }
 
     /// Has it told how long publications were on their way from the engine to it, for some of them.
