@@ -159,7 +159,8 @@ impl Local {
                 let is_ahead = match from {
                     From::Place(Place::After(place)) => place.n > last.n,
                     From::Entry(id) => *id > last.id,
-                    From::Now | From::Place(_) | From::Message(_) => false,
+                    From::Message(message) => self.window.find(message).is_none(),
+                    From::Now | From::Place(_) => false,
                 };
                 ahead |= !*checked && is_ahead;
                 *checked = true;

@@ -19,7 +19,7 @@ use crate::backplane::engine::{
     Capabilities, EngineError, Event, History, Item, MessageId, PublishError, Published, ReadLimit, Slice,
 };
 use crate::backplane::position::{EntryId, Epoch, Place, Position, Region};
-use crate::backplane::recover::{Log, Mark, Recovery};
+use crate::backplane::recover::{Log, Mark, Recovery, Why};
 
 const RETENTION: Retention = Retention { max_entries: 40, max_age: Duration::from_secs(3600), max_bytes: 1 << 20 };
 const ANY: ReplayLimit = ReplayLimit { max_entries: u64::MAX, max_bytes: u64::MAX };
@@ -486,6 +486,27 @@ async fn a_slow_session_is_fed_at_its_own_pace_and_told_when_the_window_has_pass
     }
     assert!((34..60).contains(&got), "{got}");
     assert_eq!((slow.subscriptions(), hub.subscribers(&channel)), (0, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_that_another_node_had_first_is_read_before_it_is_given_up() {
+    let (engine, hub, channel) = stocked(3).await;
+    let mut early = hub.join(InboxLimit::default());
+    early.subscribe(&channel, From::Now, ANY);
+    assert!(matches!(poll_fn(|cx| early.poll_next(cx)).await, Notice::Subscribed { .. }));
+    // On its way to this node, when a client that another has given m4 comes here.
+    engine.state.lock().losing = 10;
+    engine.append(&channel, "m4");
+    engine.append(&channel, "m5");
+    let mut late = hub.join(InboxLimit::default());
+    late.subscribe(&channel, From::Message(MessageId::new("m4").unwrap()), ANY);
+    let first = poll_fn(|cx| late.poll_next(cx)).await;
+    assert!(matches!(first, Notice::Subscribed { recovery: Recovery::Replay { from: 5, to: 5 }, .. }), "{first:?}");
+    // One that nobody had is a gap all the same.
+    let mut lost = hub.join(InboxLimit::default());
+    lost.subscribe(&channel, From::Message(MessageId::new("m9").unwrap()), ANY);
+    let first = poll_fn(|cx| lost.poll_next(cx)).await;
+    assert!(matches!(first, Notice::Subscribed { recovery: Recovery::Gap(Why::Trimmed), .. }), "{first:?}");
 }
 
 #[tokio::test(start_paused = true)]
