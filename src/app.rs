@@ -72,10 +72,11 @@ impl App {
         let descriptors = sys::raise_descriptor_limit().unwrap_or(USUAL_DESCRIPTOR_LIMIT);
         let metrics = Metrics::new();
         let publish = config.backplane.as_ref().and_then(|backplane| backplane.publish.clone());
+        let readiness = Arc::new(Readiness::default());
         let backplane = config
             .backplane
             .as_ref()
-            .map(|backplane| Backplane::start(backplane, &metrics))
+            .map(|backplane| Backplane::start(backplane, &metrics, &readiness))
             .transpose()
             .map_err(io::Error::other)?;
         let gateway = Gateway::new(&config, &metrics, descriptors, backplane.clone())
@@ -87,7 +88,6 @@ impl App {
             memory::watch(limit_bytes, stopped.clone()).map_err(cannot)?;
         }
         let drain_ordered = watch::Sender::new(false);
-        let readiness = Arc::new(Readiness::default());
         readiness.set_upstreams(gateway.upstreams.clone());
         let service = Arc::new(Service { gateway: gateway.clone(), plain: PlainProxy::new(stopped.clone()) });
 

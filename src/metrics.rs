@@ -184,7 +184,7 @@ impl Metrics {
 
     /// The handles of the backplane, whose engine serves this region. To be called once.
     pub fn backplane(&self, region: &str) -> Arc<BackplaneMetrics> {
-        Arc::new(BackplaneMetrics::new(&self.registry, region))
+        Arc::new(BackplaneMetrics::new(&self.registry, region, self.families.queued_bytes.clone()))
     }
 
     /// Counts certificates, keys and CAs that changed: `kind` is listener or upstream, `name` whose they are.
@@ -284,7 +284,7 @@ impl Families {
             ),
             message_latency: histogram(
                 "sluicegate_message_latency_seconds",
-                "From read to written, of one message in 16 of a session, in seconds",
+                "From read to written (tunnel) or from stored to taken (backplane), of one message in 16, in seconds",
                 &LATENCY_BUCKETS,
                 &["rule", "path"],
             ),
@@ -352,6 +352,8 @@ pub struct RuleMetrics {
     pub pings_unanswered_upstream: IntCounter,
     /// From read to written through a tunnel, in seconds.
     pub message_latency_tunnel: Histogram,
+    /// From stored to taken for a client, in seconds.
+    pub message_latency_backplane: Histogram,
     /// Messages that wait for a client.
     pub send_queue_messages: Histogram,
     /// Bytes that wait for a client.
@@ -442,6 +444,7 @@ impl RuleMetrics {
             pings_unanswered_upstream: families.pings_unanswered.with_label_values(&[name, "upstream"]),
             slow_evictions: families.slow_evictions.with_label_values(&[name]),
             message_latency_tunnel: families.message_latency.with_label_values(&[name, "tunnel"]),
+            message_latency_backplane: families.message_latency.with_label_values(&[name, "backplane"]),
             send_queue_messages: families.send_queue_messages.with_label_values(&[name]),
             send_queue_bytes: families.send_queue_bytes.with_label_values(&[name]),
             queued_bytes: families.queued_bytes.clone(),

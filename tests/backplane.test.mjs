@@ -2,9 +2,11 @@
 // @fanoutio/grip, publishers on @fanoutio/grip and pubcontrol; one gateway on its own memory, and two on one Redis.
 
 import assert from "node:assert/strict";
+import { execFile } from "node:child_process";
 import { once } from "node:events";
 import { rm } from "node:fs/promises";
 import { after, before, test } from "node:test";
+import { promisify } from "node:util";
 import { Publisher, WebSocketMessageFormat, Item } from "@fanoutio/grip";
 import WebSocket from "ws";
 import { backend, client, clientIn, eventually, freePort, gateway, serve, temporaryFolder, total } from "./support.mjs";
@@ -87,6 +89,10 @@ test("what is published once reaches everyone in the room, and nobody else", asy
   await Promise.all([ann.leave(), bob.leave(), eve.leave()]);
   const metrics = await gate.metrics();
   assert.equal(total(metrics, "sluicegate_publishes_total", { result: "stored" }), 3);
+  // Of each client one in 16, and the first.
+  const latency = { rule: "rooms", path: "backplane" };
+  assert.equal(total(metrics, "sluicegate_message_latency_seconds_count", latency), 2);
+  assert.equal(total(metrics, "sluicegate_queued_bytes"), 0);
 });
 
 test("a client that comes back gets what it missed, once and in order, or hears of the gap", async () => {
@@ -198,6 +204,11 @@ test("two gateways on one Redis: what comes to one goes out of both, also when R
     for (const each of clients) await each.has(3);
     await stop();
     await gates[0].metric("sluicegate_region_up", {}, 0);
+    // It is as ready as the other gateways, which ask the same Redis.
+    const ready = await fetch(`${gates[0].admin}/readyz`);
+    const { status, degraded, reasons } = await ready.json();
+    assert.deepEqual([ready.status, status, degraded], [200, "degraded", ["region:local"]]);
+    assert.match(reasons[0], /^the backplane's engine of region local is down: the engine /);
     const failed = await post(gates[0], [item("both", "b-3", "three")]);
     assert.deepEqual([failed.status, failed.headers.get("retry-after")], [503, "1"]);
     // Plain proxying does not depend on it, nor do the sessions.
@@ -217,6 +228,83 @@ test("two gateways on one Redis: what comes to one goes out of both, also when R
   } finally {
     await Promise.all(gates.map((each) => each.stop()));
     await stop();
+    await rm(folder, { recursive: true, force: true });
+  }
+});
+
+test("what somebody else adds to a stream reaches its channel, and who comes back by msgId gets what was missed", async () => {
+  const folder = await temporaryFolder();
+  const port = await freePort();
+  const stop = await serve("redis-server", ["--port", String(port), "--bind", "127.0.0.1", "--dir", folder, "--save", ""], [port]);
+  const cli = promisify(execFile);
+  const add = (id, text) =>
+    cli("redis-cli", ["-p", String(port), "XADD", "room:42", "*", "roomId", "42", "message", text, "msgId", id]);
+  const engine = `{ redis: { url: "redis://127.0.0.1:${port}" } }
+  ingest: [{ streams: "room:*", id_field: msgId, data_field: message }]`;
+  const gates = await Promise.all([start(peer.port, engine), start(peer.port, engine)]);
+  try {
+    for (const each of gates) await each.metric("sluicegate_region_up", {}, 1);
+    const clients = await Promise.all(gates.map((each) => enter(each, "room:42")));
+    for (const each of gates) await subscribers(each, 1);
+    await add("m-16", "hello");
+    await add("m-17", '{"n":17}');
+    for (const each of clients) {
+      await each.has(3);
+      assert.deepEqual(published(each), ["hello", '{"n":17}']);
+    }
+    await clients[0].leave();
+    await add("m-18", "while away");
+    // On the other gateway, from the id that the application knows.
+    const again = await enter(gates[1], "room:42?prev=m-16");
+    await again.has(3);
+    await add("m-19", "back");
+    await again.has(4);
+    assert.deepEqual(published(again), ['{"n":17}', "while away", "back"]);
+    const lost = await enter(gates[1], "room:42?prev=m-1");
+    await lost.has(2);
+    assert.deepEqual(published(lost), ["gap"]);
+    const refused = await post(gates[0], [item("elsewhere", "1", "x"), item("room:42", "m-20", "x")]);
+    assert.deepEqual([refused.status, await refused.text()],
+      [400, "Channel is filled by its own producer: add to its stream in Redis.\n"]);
+    assert.equal(total(await gates[0].metrics(), "sluicegate_publishes_total", { result: "stored" }), 0);
+    await Promise.all([clients[1], again, lost].map((each) => each.leave()));
+  } finally {
+    await Promise.all(gates.map((each) => each.stop()));
+    await stop();
+    await rm(folder, { recursive: true, force: true });
+  }
+});
+
+test("two gateways on a Cluster: every room reaches both, whichever master has it", async () => {
+  const folder = await temporaryFolder();
+  const ports = await Promise.all(Array.from({ length: 6 }, freePort));
+  const nodes = ports.slice(0, 3);
+  const cli = (...words) => promisify(execFile)("redis-cli", words);
+  const stops = await Promise.all(nodes.map((port, at) => serve("redis-server", ["--port", String(port), "--bind", "127.0.0.1",
+    "--dir", folder, "--save", "", "--cluster-enabled", "yes", "--cluster-port", String(ports[3 + at]),
+    "--cluster-config-file", `nodes-${at}.conf`], [port])));
+  const gates = [];
+  try {
+    await cli("--cluster", "create", ...nodes.map((port) => `127.0.0.1:${port}`), "--cluster-yes");
+    // One node is enough to find the others.
+    const engine = (port) => `{ redis: { cluster: { urls: ["redis://127.0.0.1:${port}"] } } }`;
+    for (const port of [nodes[0], nodes[2]]) gates.push(await start(peer.port, engine(port)));
+    for (const each of gates) await each.metric("sluicegate_region_up", {}, 1);
+    const rooms = Array.from({ length: 12 }, (_, at) => `room-${at}`);
+    const clients = await Promise.all(rooms.flatMap((room) => gates.map((each) => enter(each, room))));
+    for (const each of gates) await subscribers(each, rooms.length);
+    const sent = await post(gates[0], rooms.map((room) => item(room, "1", `for ${room}`)));
+    assert.equal(sent.status, 200);
+    for (const [at, each] of clients.entries()) {
+      await each.has(2);
+      assert.deepEqual(published(each), [`for ${rooms[at >> 1]}`]);
+    }
+    const sizes = await Promise.all(nodes.map(async (port) => Number((await cli("-p", String(port), "DBSIZE")).stdout)));
+    assert.ok(sizes.every((size) => size > 0), `every master has some: ${sizes}`);
+    await Promise.all(clients.map((each) => each.leave()));
+  } finally {
+    await Promise.all(gates.map((each) => each.stop()));
+    await Promise.all(stops.map((stop) => stop()));
     await rm(folder, { recursive: true, force: true });
   }
 });

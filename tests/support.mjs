@@ -80,6 +80,7 @@ export async function gateway(configuration, files = {}) {
     log,
     line,
     metrics,
+    admin,
     port: port("public"),
     http: `http://127.0.0.1:${port("public")}`,
     ws: `ws://127.0.0.1:${port("public")}`,

@@ -2,22 +2,24 @@
 //!
 //! The streams take 64 KiB before they push back, so what a policy sees is exact and no test waits for real time.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
+use parking_lot::Mutex;
 use sluicegate::cause::Cause;
 use sluicegate::metrics::Metrics;
 use sluicegate::policy::{keepalive, message, slow_client};
 use sluicegate::tunnel::registry::{Control, Order};
 use sluicegate::tunnel::session::{Opening, Outcome, Session};
-use sluicegate::tunnel::{Compression, Settings};
+use sluicegate::tunnel::{Backlog, Compression, Depth, Settings, Wire};
 use sluicegate::ws::close::CloseCode;
 use sluicegate::ws::deflate::Deflater;
 use sluicegate::ws::error::ProtocolError;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf};
 use tokio::task::{JoinHandle, unconstrained};
 use tokio::time::{sleep, timeout};
 
@@ -1004,4 +1006,81 @@ async fn honest_compression_passes_however_it_is_flushed() {
     let (from, to) = (&mut tunnel.client, &mut tunnel.upstream);
     let (wrote, ()) = tokio::join!(from.write_all(&sent), expect(to, &sent));
     wrote.unwrap();
+}
+
+/// A stream in front of which something else waits for the client.
+struct Fed {
+    io: DuplexStream,
+    waiting: Arc<Waiting>,
+}
+
+#[derive(Debug)]
+struct Waiting(Mutex<Depth>);
+
+impl Backlog for Waiting {
+    fn depth(&self) -> Depth {
+        *self.0.lock()
+    }
+}
+
+impl AsyncRead for Fed {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.io).poll_read(cx, into)
+    }
+}
+
+impl AsyncWrite for Fed {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<std::io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+impl Wire for Fed {
+    fn backlog(&self) -> Option<Arc<dyn Backlog>> {
+        Some(self.waiting.clone())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_is_behind_what_waits_for_it_is_slow_after_a_second_until_it_has_caught_up() {
+    let waiting = Arc::new(Waiting(Mutex::new(Depth { messages: 0, bytes: 0, behind_since: None })));
+    let (mut client, client_far) = tokio::io::duplex(PIPE_BYTES);
+    let (mut upstream, upstream_far) = tokio::io::duplex(PIPE_BYTES);
+    let metrics = Metrics::new();
+    let session = tokio::spawn(Session::new(Opening {
+        client: client_far,
+        upstream: Fed { io: upstream_far, waiting: waiting.clone() },
+        upstream_preread: Vec::new(),
+        compression: Compression::Off,
+        settings: Arc::new(quiet()),
+        metrics: metrics.rule("test"),
+        control: Arc::default(),
+        endpoint_answers: Arc::new(AtomicBool::new(true)),
+    }));
+    let slow = || metrics.render().contains("sluicegate_slow_clients 1");
+    // All that is sent is taken at once: the tunnel itself never waits for the client.
+    let mut send = async |text: &[u8], behind_since| {
+        *waiting.0.lock() = Depth { messages: 9, bytes: 900, behind_since };
+        upstream.write_all(&plain(0x81, text)).await.unwrap();
+        expect(&mut client, &plain(0x81, text)).await;
+    };
+    let since = tokio::time::Instant::now().into_std();
+    send(b"one", Some(since)).await;
+    assert!(!slow());
+    sleep(secs(2)).await;
+    assert!(slow());
+    send(b"two", Some(since)).await;
+    assert!(slow(), "it has taken something, and is as far behind");
+    send(b"three", None).await;
+    sleep(Duration::from_millis(1)).await;
+    assert!(!slow());
+    session.abort();
 }

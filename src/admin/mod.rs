@@ -308,6 +308,20 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn is_degraded_and_still_ready_while_an_engine_is_down() {
+        let admin = start().await;
+        admin.state.readiness.set_started();
+        admin.state.readiness.set_engine("eu", Some("the engine is not reachable"));
+        let answer = admin.get("/readyz").await;
+        assert!(is(&answer, 200), "{answer}");
+        let reason = "the backplane's engine of region eu is down: the engine is not reachable";
+        let wanted = serde_json::json!({ "status": "degraded", "degraded": ["region:eu"], "reasons": [reason] });
+        assert_eq!(body(&answer), wanted);
+        admin.state.readiness.set_engine("eu", None);
+        assert_eq!(body(&admin.get("/readyz").await)["status"], "ready");
+    }
+
+    #[tokio::test]
     async fn answers_other_paths_with_404_and_other_methods_with_405() {
         let admin = start().await;
         let answer = admin.get("/nothing").await;

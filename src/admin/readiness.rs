@@ -1,9 +1,11 @@
 //! Whether this process should get traffic.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use arc_swap::ArcSwap;
+use parking_lot::Mutex;
 
 use crate::edge::upstreams::Upstream;
 use crate::tunnel::pressure;
@@ -14,6 +16,8 @@ pub struct Readiness {
     started: AtomicBool,
     draining: AtomicBool,
     upstreams: ArcSwap<Vec<Arc<Upstream>>>,
+    /// The regions of the backplane whose engine cannot be reached, and why not. At most those of the configuration.
+    engines_down: Mutex<BTreeMap<String, String>>,
 }
 
 impl Readiness {
@@ -37,6 +41,16 @@ impl Readiness {
         self.upstreams.store(Arc::new(upstreams));
     }
 
+    /// The engine of a region can be reached, or not any more: then why. A refusal would send the clients to another
+    /// gateway, which asks the same engine, so this only degrades.
+    pub fn set_engine(&self, region: &str, down: Option<&str>) {
+        let mut engines = self.engines_down.lock();
+        match down {
+            Some(why) => drop(engines.insert(region.to_owned(), why.to_owned())),
+            None => drop(engines.remove(region)),
+        }
+    }
+
     pub(super) fn report(&self) -> Report {
         let upstreams = self.upstreams.load();
         let unusable: Vec<&str> =
@@ -55,6 +69,10 @@ impl Readiness {
         let mut degraded: Vec<String> = unusable.iter().map(|name| format!("upstream:{name}")).collect();
         let is_unready = !reasons.is_empty();
         reasons.extend(unusable.iter().map(|name| format!("upstream {name} has no usable endpoint")));
+        for (region, why) in &*self.engines_down.lock() {
+            degraded.push(format!("region:{region}"));
+            reasons.push(format!("the backplane's engine of region {region} is down: {why}"));
+        }
         // Not unready: what is refused here would all go to the others, which are as full.
         if pressure::is_over() {
             degraded.push("memory".to_owned());

@@ -81,6 +81,24 @@ pub trait Engine: fmt::Debug + Send + Sync {
     /// Nothing was changed; it can be tried again.
     async fn read(&self, channel: &Channel, after: Option<&Position>, limit: ReadLimit) -> Result<Slice, EngineError>;
 
+    /// Whether a channel is a stream that somebody else fills.
+    ///
+    /// The entries of such a stream have ids and no numbers: this node numbers what it sees of it, without a hole, so that
+    /// it can be delivered as any log is. Numbers and epochs mean nothing to another node, or to this one after the
+    /// subscription has ended; a place is proven by the presence of the entry with its id alone.
+    fn is_foreign(&self, _channel: &Channel) -> bool {
+        false
+    }
+
+    /// Reads what a foreign channel has up to the entry at `to`, which is the last one given: as far back as channels are
+    /// kept, numbered to end with `to`. Nothing, if that entry is not there.
+    ///
+    /// # Errors
+    /// Nothing was changed; it can be tried again.
+    async fn read_back(&self, _channel: &Channel, _to: &Position) -> Result<Vec<Entry>, EngineError> {
+        Ok(Vec::new())
+    }
+
     /// What this engine can do.
     fn capabilities(&self) -> Capabilities;
 
@@ -263,6 +281,9 @@ pub enum Scope {
 /// Why an engine did not do what it was asked.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum EngineError {
+    /// The channel is a stream that somebody else fills: it is published to there.
+    #[error("the channel is filled by its own producer")]
+    Foreign,
     /// It has no room.
     #[error("the engine has no room")]
     Full,
@@ -375,6 +396,11 @@ impl MessageId {
     /// It is empty or has more than [`MAX_MESSAGE_ID_BYTES`].
     pub fn new(id: &str) -> Result<Self, NameError> {
         bounded(id, MAX_MESSAGE_ID_BYTES).map(Self)
+    }
+
+    /// The id of what has none.
+    pub(super) fn unnamed() -> Self {
+        Self("-".into())
     }
 
     /// Its text.

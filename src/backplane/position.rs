@@ -122,6 +122,11 @@ impl Epoch {
         if fits && name.bytes().all(allowed) { Ok(Self(name.into())) } else { Err(PositionError::Epoch) }
     }
 
+    /// The epoch of what has none.
+    pub(super) fn unnamed() -> Self {
+        Self("x".into())
+    }
+
     /// Its name.
     pub fn as_str(&self) -> &str {
         &self.0

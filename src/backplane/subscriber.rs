@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -16,6 +17,7 @@ use crate::grip::filters::{self, Filters};
 use crate::grip::meta::Meta;
 use crate::grip::resume::FromClient;
 use crate::grip::{Kind, Limits};
+use crate::tunnel::Backlog;
 
 /// What a client is closed with that has missed messages.
 const MISSED: &str = "messages were missed";
@@ -421,5 +423,10 @@ impl Subscriber {
     /// How much waits for it.
     pub fn depth(&self) -> Depth {
         self.member.depth()
+    }
+
+    /// The same for others to look at.
+    pub fn backlog(&self) -> Arc<dyn Backlog> {
+        self.member.backlog()
     }
 }

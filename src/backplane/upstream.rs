@@ -35,7 +35,7 @@ use crate::grip::filter::{Decision, Filter, Verdict as Filtered, without};
 use crate::grip::meta::Meta;
 use crate::grip::resume::{FromClient, PAYLOAD_LINE};
 use crate::policy::keepalive::TcpSnapshot;
-use crate::tunnel::{Verdict, Wire};
+use crate::tunnel::{Backlog, Verdict, Wire};
 use crate::ws::close::CloseCode;
 use crate::ws::header::{ControlFrame, DataHeader, FrameHeader, Opcode, Sender};
 use crate::ws::scan::{Scanner, Step};
@@ -508,6 +508,10 @@ impl<S: Wire + 'static> Wire for GripUpstream<S> {
         if let Some(io) = &mut self.io {
             io.break_off();
         }
+    }
+
+    fn backlog(&self) -> Option<Arc<dyn Backlog>> {
+        Some(self.subscriber.backlog())
     }
 
     fn verdict(&self) -> Option<Verdict> {

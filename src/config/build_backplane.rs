@@ -6,12 +6,12 @@ use std::sync::Arc;
 use ring::rand::SystemRandom;
 
 use super::build::Report;
-use super::files;
 use super::key_path::KeyPath;
 use super::model::{Backplane, EngineKind, GripSignature, Publish};
 use super::ranges;
-use super::raw_backplane::{RawBackplane, RawEngine, RawHistory, RawPublish, RawRedis};
+use super::raw_backplane::{RawBackplane, RawEngine, RawHistory, RawPublish};
 use super::units::{Count, Size};
+use super::{build_redis, files};
 use crate::backplane::engine::{DEDUPE_WINDOW, Retention};
 use crate::backplane::position::Region;
 use crate::grip::signature::{SigningKey, VerifyingKey};
@@ -27,8 +27,11 @@ pub(super) fn build(raw: &RawBackplane, base: &KeyPath, report: &mut Report<'_>)
     });
     let engine = match &raw.engine {
         None | Some(RawEngine::Name(_)) => Some(EngineKind::Memory),
-        Some(RawEngine::Redis(raw)) => redis(&raw.redis, &base.key("engine").key("redis"), report),
+        Some(RawEngine::Redis(raw)) => {
+            build_redis::build(&raw.redis, &base.key("engine").key("redis"), report).map(EngineKind::Redis)
+        }
     };
+    let ingest = build_redis::ingest(&raw.ingest, engine.as_ref(), base, report);
     let retention = history(&raw.history, &base.key("history"), report);
     let dedupe_window = raw.dedupe_window.map_or(DEDUPE_WINDOW, |span| span.0);
     report.extend(base, range::span("dedupe_window", dedupe_window, &ranges::DEDUPE_WINDOW));
@@ -50,35 +53,7 @@ pub(super) fn build(raw: &RawBackplane, base: &KeyPath, report: &mut Report<'_>)
         Some(key) => Some(GripSignature { key: Arc::new(key.ok()?), issuer }),
         None => None,
     };
-    Some(Backplane { region: region.ok()?, engine: engine?, retention, dedupe_window, publish, signature })
-}
-
-fn redis(raw: &RawRedis, base: &KeyPath, report: &mut Report<'_>) -> Option<EngineKind> {
-    let url = raw.url.clone()?;
-    let has_scheme = url.starts_with("redis://") || url.starts_with("rediss://");
-    if !has_scheme || url.contains('@') {
-        let allowed = "redis://HOST:PORT or rediss://HOST:PORT, without a user or password";
-        // What stands before an @ may be a secret.
-        let found = if url.contains('@') { "a URL with a user".to_owned() } else { format!("{url:?}") };
-        report.extend(base, Some(Fault::new("url", found, allowed)));
-        return None;
-    }
-    let password = match raw.password_file.as_deref() {
-        None => None,
-        Some(file) => {
-            let read = files::read_secret(report.source, file);
-            let text = read.and_then(|secret| String::from_utf8(secret).map_err(|_| "it is not text".to_owned()));
-            match text {
-                Ok(password) => Some(password),
-                Err(why) => {
-                    let allowed = format!("a file that can be read ({why})");
-                    report.extend(base, Some(Fault::new("password_file", format!("{file:?}"), allowed)));
-                    return None;
-                }
-            }
-        }
-    };
-    Some(EngineKind::Redis { url, username: raw.username.clone(), password })
+    Some(Backplane { region: region.ok()?, engine: engine?, ingest, retention, dedupe_window, publish, signature })
 }
 
 fn history(raw: &RawHistory, base: &KeyPath, report: &mut Report<'_>) -> Retention {
@@ -127,6 +102,8 @@ fn publish(raw: &RawPublish, base: &KeyPath, report: &mut Report<'_>) -> Option<
 
 #[cfg(test)]
 mod tests {
+    use crate::backplane::engine::Channel;
+    use crate::backplane::redis::{Credentials, Servers};
     use crate::config::{BackplaneMode, CompressionMode, EngineKind, Loaded, Text, parse};
 
     const FRONT: &str = "listeners: [{ name: public, bind: \"127.0.0.1:0\", hosts: [a.example] }]\n\
@@ -164,6 +141,9 @@ mod tests {
         let text = "backplane:
   region: eu-1
   engine: { redis: { url: \"rediss://redis.internal:6379\", username: u, password_file: a.key } }
+  ingest:
+    - { streams: \"room:*\", id_field: msgId, data_field: message }
+    - { streams: \"app:*:events\", channel: \"events:*\", data_field: d }
   history: { max_messages: 10, max_age: 1h, max_bytes: 2MiB }
   dedupe_window: 10m
   publish: { bind: \"0.0.0.0:5561\", token_file: a.key, jwt_key_file: a.key }
@@ -176,9 +156,13 @@ rules:
 ";
         let loaded = read(text).expect("sound");
         let backplane = loaded.config.backplane.expect("written");
-        let EngineKind::Redis { url, username, password } = backplane.engine else { panic!("no Redis") };
-        assert_eq!((url.as_str(), username.as_deref()), ("rediss://redis.internal:6379", Some("u")));
-        assert_eq!(password.as_deref(), Some("0123456789abcdef"));
+        let EngineKind::Redis(access) = backplane.engine else { panic!("no Redis") };
+        assert_eq!(access.servers, Servers::Standalone { url: "rediss://redis.internal:6379".to_owned() });
+        let credentials = Credentials { username: Some("u".to_owned()), password: Some("0123456789abcdef".to_owned()) };
+        assert_eq!((access.credentials, access.sentinel_credentials), (credentials, Credentials::default()));
+        let channel = Channel::new("events:7").expect("a name");
+        let stream = backplane.ingest.iter().find_map(|rule| rule.stream_of(&channel));
+        assert_eq!((backplane.ingest.len(), stream.as_deref()), (2, Some("app:7:events")));
         assert_eq!((backplane.retention.max_entries, backplane.retention.max_bytes), (10, 2 << 20));
         assert_eq!(backplane.retention.max_age.as_secs(), 3600);
         assert_eq!(backplane.dedupe_window.as_secs(), 600);
@@ -187,6 +171,29 @@ rules:
         assert_eq!(backplane.signature.expect("written").issuer, "me");
         let queue = loaded.config.rules[0].queue;
         assert_eq!((queue.max_messages, queue.max_bytes), (7, 64 << 10));
+    }
+
+    #[test]
+    fn redis_may_be_behind_sentinels_or_a_cluster() {
+        let engine = |redis: &str| {
+            let loaded = read(&format!("backplane: {{ engine: {{ redis: {redis} }} }}")).expect("sound");
+            match loaded.config.backplane.expect("written").engine {
+                EngineKind::Redis(access) => access,
+                EngineKind::Memory => panic!("no Redis"),
+            }
+        };
+        let urls = vec!["rediss://a:26379".to_owned(), "rediss://b:26379".to_owned()];
+        let written = "[\"rediss://a:26379\", \"rediss://b:26379\"]";
+        let access = engine(&format!(
+            "{{ sentinel: {{ urls: {written}, master: main, username: s, password_file: a.key }}, username: u }}"
+        ));
+        assert_eq!(access.servers, Servers::Sentinel { urls: urls.clone(), master: "main".to_owned() });
+        assert_eq!((access.credentials.username.as_deref(), access.credentials.password), (Some("u"), None));
+        assert_eq!(access.sentinel_credentials.username.as_deref(), Some("s"));
+        assert_eq!(access.sentinel_credentials.password.as_deref(), Some("0123456789abcdef"));
+        let access = engine(&format!("{{ cluster: {{ urls: {written} }}, password_file: a.key }}"));
+        assert_eq!(access.servers, Servers::Cluster { urls });
+        assert_eq!(access.credentials.password.as_deref(), Some("0123456789abcdef"));
     }
 
     #[test]
@@ -204,6 +211,38 @@ rules:
             (
                 "backplane: { engine: { redis: { url: \"redis://a:1\", password_file: none } } }",
                 "backplane.engine.redis.password_file: \"none\"; allowed: a file that can be read",
+            ),
+            (
+                "backplane: { engine: { redis: { username: u } } }",
+                "backplane.engine.redis.url: this key is missing; allowed: one of `url`, `sentinel` and `cluster`",
+            ),
+            (
+                "backplane: { engine: { redis: { url: \"redis://a:1\", cluster: { urls: [\"redis://a:1\"] } } } }",
+                "backplane.engine.redis.cluster: this beside `url`; allowed: only one of `url`, `sentinel` and `cluster`",
+            ),
+            (
+                "backplane: { engine: { redis: { cluster: { urls: [] } } } }",
+                "backplane.engine.redis.cluster.urls: a list of 0; allowed: 1 to 64 URLs",
+            ),
+            (
+                "backplane: { engine: { redis: { cluster: { urls: [\"redis://a:1\", \"b:1\"] } } } }",
+                "backplane.engine.redis.cluster.urls[1]: \"b:1\"; allowed: redis://HOST:PORT",
+            ),
+            (
+                "backplane: { engine: { redis: { cluster: { urls: [\"redis://a:1\", \"rediss://b:1\"] } } } }",
+                "backplane.engine.redis.cluster.urls[1]: \"rediss://b:1\"; allowed: a URL that begins as the first does",
+            ),
+            (
+                "backplane: { engine: { redis: { sentinel: { urls: [\"redis://a:1\"] } } } }",
+                "backplane.engine.redis.sentinel.master: this key is missing",
+            ),
+            (
+                "backplane: { engine: { redis: { sentinel: { urls: [\"redis://a:1\"], master: \"\" } } } }",
+                "backplane.engine.redis.sentinel.master: \"\"; allowed: the name of a master",
+            ),
+            (
+                "backplane: { engine: { redis: { url: \"redis://a:1\", shards: [] } } }",
+                "backplane.engine.redis.shards: unknown key",
             ),
             (
                 "backplane: { history: { max_messages: 0 } }",
@@ -226,6 +265,30 @@ rules:
             (
                 "backplane: { grip: { sig_key_file: empty } }",
                 "backplane.grip.sig_key_file: \"empty\"; allowed: a file with a key (key is empty)",
+            ),
+            (
+                "backplane: { ingest: [{ streams: \"room:*\", data_field: message }] }",
+                "backplane.ingest: streams of a Redis; allowed: only with an engine that is one Redis server",
+            ),
+            (
+                "backplane: { engine: { redis: { cluster: { urls: [\"redis://a:1\"] } } }, ingest: [{ streams: a, data_field: b }] }",
+                "backplane.ingest: streams of a Redis; allowed: only with",
+            ),
+            (
+                "backplane: { engine: { redis: { url: \"redis://a:1\" } }, ingest: [{ streams: \"a*b*\", data_field: d }] }",
+                "backplane.ingest[0].streams: \"a*b*\"; allowed: a key with at most one `*`",
+            ),
+            (
+                "backplane: { engine: { redis: { url: \"redis://a:1\" } }, ingest: [{ streams: \"sg:*\", data_field: d }] }",
+                "backplane.ingest[0].streams: \"sg:*\"; allowed",
+            ),
+            (
+                "backplane: { engine: { redis: { url: \"redis://a:1\" } }, ingest: [{ streams: \"a:*\", channel: b, data_field: d }] }",
+                "backplane.ingest[0].channel: \"b\"; allowed: a channel's name with one `*`",
+            ),
+            (
+                "backplane: { engine: { redis: { url: \"redis://a:1\" } }, ingest: [{ streams: \"a:*\" }] }",
+                "backplane.ingest[0].data_field: this key is missing",
             ),
             ("backplane: { regions: {} }", "backplane.regions: this key is not in this version"),
             (

@@ -14,6 +14,7 @@ use super::effective::Effective;
 use crate::backplane::engine::{DEDUPE_WINDOW, Retention};
 use crate::backplane::hub::InboxLimit;
 use crate::backplane::position::Region;
+use crate::backplane::redis::{Credentials, IngestRule, Servers};
 use crate::grip::signature::{SigningKey, VerifyingKey};
 use crate::policy::client_address::{Source, TrustedProxies};
 use crate::policy::clients::Clients;
@@ -241,6 +242,8 @@ pub struct Backplane {
     pub region: Region,
     /// Where publications are kept.
     pub engine: EngineKind,
+    /// Streams there that others fill.
+    pub ingest: Vec<IngestRule>,
     /// How much is kept of each channel.
     pub retention: Retention,
     /// How long a publication's id is known.
@@ -256,6 +259,7 @@ impl Default for Backplane {
         Self {
             region: Region::default(),
             engine: EngineKind::Memory,
+            ingest: Vec::new(),
             retention: Retention::default(),
             dedupe_window: DEDUPE_WINDOW,
             publish: None,
@@ -270,21 +274,25 @@ pub enum EngineKind {
     /// In this process.
     Memory,
     /// In Redis.
-    Redis {
-        /// `redis://HOST:PORT` or `rediss://HOST:PORT`.
-        url: String,
-        /// The user.
-        username: Option<String>,
-        /// The password.
-        password: Option<String>,
-    },
+    Redis(RedisAccess),
+}
+
+/// The servers of a Redis engine, and how they are reached.
+#[derive(Clone)]
+pub struct RedisAccess {
+    /// Which there are.
+    pub servers: Servers,
+    /// The user and the password there.
+    pub credentials: Credentials,
+    /// The user and the password at sentinels.
+    pub sentinel_credentials: Credentials,
 }
 
 impl fmt::Debug for EngineKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Memory => f.write_str("Memory"),
-            Self::Redis { url, .. } => write!(f, "Redis({url})"),
+            Self::Redis(access) => write!(f, "Redis({:?})", access.servers),
         }
     }
 }

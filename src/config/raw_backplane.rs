@@ -31,6 +31,9 @@ pub struct RawBackplane {
     /// How long a publication with the same id is known to be the same. Default 5m, 1s to 1d. Short lets a publisher
     /// that tries again publish twice.
     pub dedupe_window: Option<Span>,
+    /// Streams in the engine's Redis that others fill with plain XADD, delivered as channels. Default: none. At most 64;
+    /// not with `engine: memory`, and not in a Cluster.
+    pub ingest: Vec<RawIngest>,
     /// Where publishers publish. Default: nowhere.
     pub publish: Option<RawPublish>,
     /// How backends know this gateway.
@@ -58,21 +61,52 @@ pub enum RawEngineName {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RawRedisEngine {
-    /// The server. Required.
+    /// The servers. Required.
     pub redis: RawRedis,
 }
 
-/// The server of a Redis engine.
+/// The servers of a Redis engine: exactly one of `url`, `sentinel` and `cluster`.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-#[schemars(extend("required" = ["url"]))]
+#[schemars(extend(
+    "oneOf" = [{ "required": ["url"] }, { "required": ["sentinel"] }, { "required": ["cluster"] }],
+))]
 pub struct RawRedis {
-    /// `redis://HOST:PORT`, or `rediss://HOST:PORT` for TLS. Required. No password in it: see `password_file`.
+    /// `redis://HOST:PORT`, or `rediss://HOST:PORT` for TLS. Required: this, `sentinel` or `cluster`, exactly one. No
+    /// password in it: see `password_file`.
     pub url: Option<String>,
+    /// A master that Sentinel names, instead of `url`.
+    pub sentinel: Option<RawSentinel>,
+    /// A Cluster of Redis 7.0 or later, instead of `url`.
+    pub cluster: Option<RawCluster>,
     /// The user. Default: Redis's `default`.
     pub username: Option<String>,
     /// A file with the password. Default: none.
     pub password_file: Option<String>,
+}
+
+/// A master that Sentinel names.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+#[schemars(extend("required" = ["urls", "master"]))]
+pub struct RawSentinel {
+    /// The sentinels: `redis://HOST:PORT`, 1 to 64 of them; with `rediss` the master is reached over TLS too. Required.
+    pub urls: Option<Vec<String>>,
+    /// The name that they know the master by. Required.
+    pub master: Option<String>,
+    /// The user at the sentinels. Default: Redis's `default`.
+    pub username: Option<String>,
+    /// A file with the password of the sentinels. Default: none.
+    pub password_file: Option<String>,
+}
+
+/// A Cluster.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+#[schemars(extend("required" = ["urls"]))]
+pub struct RawCluster {
+    /// Some of its nodes: `redis://HOST:PORT`, 1 to 64 of them; with `rediss` all nodes are reached over TLS. Required.
+    pub urls: Option<Vec<String>>,
 }
 
 /// How much is kept of each channel: what a client that comes back can be given.
@@ -85,6 +119,21 @@ pub struct RawHistory {
     pub max_age: Option<Span>,
     /// Their bytes. Default 1MiB, 1KiB to 1GiB. A larger publication is refused.
     pub max_bytes: Option<Size>,
+}
+
+/// Streams that others fill.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+#[schemars(extend("required" = ["streams", "data_field"]))]
+pub struct RawIngest {
+    /// The streams' keys, such as `room:*`: one `*` at most, for any characters. Required.
+    pub streams: Option<String>,
+    /// The channels' names, with a `*` for what it is in `streams`. Default: the keys.
+    pub channel: Option<String>,
+    /// The field with a message's id. Default: none, and a message has its entry's id.
+    pub id_field: Option<String>,
+    /// The field with what is sent. Required.
+    pub data_field: Option<String>,
 }
 
 /// Where publishers publish: `POST /publish`, as GRIP has it.

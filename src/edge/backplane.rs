@@ -13,11 +13,12 @@ use tokio::sync::broadcast::error::RecvError;
 use super::asking::{Asker, ClientBackend, Compact, connection_id};
 use super::socket::Socket;
 use super::upstreams::{Preference, Upstream};
+use crate::admin::Readiness;
 use crate::backplane::engine::{Engine, Event};
-use crate::backplane::hub::{Hub, InboxLimit};
+use crate::backplane::hub::{Hub, InboxLimit, Member};
 use crate::backplane::memory::{self, MemoryEngine};
-use crate::backplane::position::PositionError;
-use crate::backplane::redis::{self, RedisEngine, Servers};
+use crate::backplane::position::{PositionError, Region};
+use crate::backplane::redis::{self, RedisEngine};
 use crate::backplane::resume;
 use crate::backplane::sink::SinkLimit;
 use crate::backplane::subscriber::Subscriber;
@@ -29,7 +30,7 @@ use crate::grip::Limits;
 use crate::grip::extension::OptIn;
 use crate::grip::filters::Filter;
 use crate::grip::headers::{Added, Feature, add_request};
-use crate::metrics::{BackplaneMetrics, Metrics};
+use crate::metrics::{BackplaneMetrics, Metrics, RuleMetrics};
 use crate::tunnel;
 
 /// What this version can do, as backends are told.
@@ -68,29 +69,38 @@ impl Backplane {
     ///
     /// # Errors
     /// None, unless a random number makes no epoch.
-    pub fn start(config: &config::Backplane, metrics: &Metrics) -> Result<Arc<Self>, PositionError> {
+    pub fn start(
+        config: &config::Backplane,
+        metrics: &Metrics,
+        readiness: &Arc<Readiness>,
+    ) -> Result<Arc<Self>, PositionError> {
         let (region, retention, dedupe_window) = (config.region.clone(), config.retention, config.dedupe_window);
         let engine: Arc<dyn Engine> = match &config.engine {
             EngineKind::Memory => {
                 let settings = memory::Settings { retention, dedupe_window, ..memory::Settings::default() };
                 Arc::new(MemoryEngine::new(region, settings)?)
             }
-            EngineKind::Redis { url, username, password } => {
-                let servers = Servers::Standalone { url: url.clone() };
+            EngineKind::Redis(access) => {
                 let settings = redis::Settings {
-                    username: username.clone(),
-                    password: password.clone(),
+                    credentials: access.credentials.clone(),
+                    sentinel_credentials: access.sentinel_credentials.clone(),
+                    ingest: config.ingest.clone(),
                     retention,
                     dedupe_window,
-                    ..redis::Settings::new(servers)
+                    ..redis::Settings::new(access.servers.clone())
                 };
                 Arc::new(RedisEngine::start(region, settings))
             }
         };
         let metrics = metrics.backplane(config.region.as_str());
         let hub = Hub::start(engine.clone(), SinkLimit::default(), metrics.clone());
-        metrics.up.set(i64::from(matches!(config.engine, EngineKind::Memory)));
-        tokio::spawn(watch(engine.events(), metrics.clone()));
+        let state =
+            EngineState { region: config.region.clone(), metrics: metrics.clone(), readiness: readiness.clone() };
+        match config.engine {
+            EngineKind::Memory => state.up(),
+            EngineKind::Redis(_) => state.down("it is being connected to"),
+        }
+        tokio::spawn(watch(engine.events(), state));
         let (limits, signature) = (Limits::default(), config.signature.clone());
         Ok(Arc::new(Self { engine, hub, limits, metrics, signature, random: SystemRandom::new() }))
     }
@@ -138,11 +148,6 @@ impl Backplane {
         Ok(())
     }
 
-    /// A client, without a subscription yet. `queue` bounds what waits for it.
-    pub fn subscriber(&self, queue: InboxLimit) -> Subscriber {
-        Subscriber::new(self.hub.join(queue), self.limits.clone())
-    }
-
     /// What a client of the subprotocol is told first.
     pub fn resume(&self, connection: String, settings: &tunnel::Settings) -> resume::Settings {
         resume::Settings {
@@ -182,12 +187,22 @@ impl RuleBackplane {
         preread: Vec<u8>,
         opt_in: OptIn,
         backend: Arc<ClientBackend>,
-        rule: &str,
+        (rule, metrics): (&str, &RuleMetrics),
         resume: Option<resume::Settings>,
     ) -> GripUpstream<Socket> {
-        let (limits, subscriber) = (self.shared.limits.clone(), self.shared.subscriber(self.queue));
-        let backend = Arc::new(backend);
-        GripUpstream::new(io, preread, Setup { opt_in, limits, subscriber, backend, resume, rule: rule.to_owned() })
+        let (limits, subscriber) = (self.shared.limits.clone(), self.subscriber(metrics));
+        let setup = Setup { opt_in, limits, subscriber, backend: Arc::new(backend), resume, rule: rule.to_owned() };
+        GripUpstream::new(io, preread, setup)
+    }
+
+    /// A client's place among the subscribers of this node.
+    pub fn member(&self, metrics: &RuleMetrics) -> Member {
+        self.shared.hub.join(self.queue).measured(metrics.message_latency_backplane.clone())
+    }
+
+    /// A client, without a subscription yet.
+    pub fn subscriber(&self, metrics: &RuleMetrics) -> Subscriber {
+        Subscriber::new(self.member(metrics), self.shared.limits.clone())
     }
 
     /// The backend over HTTP, for the client whose handshake was `sent`. `timeout` is for its answers.
@@ -212,20 +227,42 @@ impl RuleBackplane {
     }
 }
 
+/// Where it is shown whether the engine can be reached.
+struct EngineState {
+    region: Region,
+    metrics: Arc<BackplaneMetrics>,
+    readiness: Arc<Readiness>,
+}
+
+impl EngineState {
+    fn up(&self) {
+        self.metrics.up.set(1);
+        self.readiness.set_engine(self.region.as_str(), None);
+    }
+
+    fn down(&self, why: &str) {
+        self.metrics.up.set(0);
+        self.readiness.set_engine(self.region.as_str(), Some(why));
+    }
+}
+
 /// Logs when an engine goes and comes, and shows it.
-async fn watch(mut events: Receiver<Event>, metrics: Arc<BackplaneMetrics>) {
+async fn watch(mut events: Receiver<Event>, state: EngineState) {
+    // Each try that fails says so; the log has the first.
+    let mut told_down = false;
     loop {
         match events.recv().await {
             Ok(Event::Up) => {
-                metrics.up.set(1);
+                told_down = false;
+                state.up();
                 events::Event::new("engine_up").emit();
             }
             Ok(Event::Down(error)) => {
-                // Each try that fails says so; the log has the first.
-                if metrics.up.get() != 0 {
-                    events::Event::new("engine_down").field("detail", error.to_string()).emit();
+                let why = error.to_string();
+                state.down(&why);
+                if !std::mem::replace(&mut told_down, true) {
+                    events::Event::new("engine_down").field("detail", why).emit();
                 }
-                metrics.up.set(0);
             }
             Ok(Event::LineageChanged { from, to }) => events::Event::new("engine_lineage_changed")
                 .field("from", from.as_str())

@@ -247,6 +247,9 @@ impl Publisher {
         let too_long = |what: &str| Answer::text(400, format!("Invalid format: {what} is too long\n"));
         let id = id.map_err(|_| too_long("'id'"))?;
         let channel = Channel::new(&item.channel).map_err(|_| too_long("'channel'"))?;
+        if self.backplane.engine.is_foreign(&channel) {
+            return Err(Answer::text(400, "Channel is filled by its own producer: add to its stream in Redis.\n"));
+        }
         let mut payload = Vec::new();
         item.encode(&mut payload);
         Ok((channel, Stored { id, payload: Bytes::from(payload) }))

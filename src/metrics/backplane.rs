@@ -22,6 +22,8 @@ pub struct BackplaneMetrics {
     resumed: IntCounter,
     resumed_with_gap: IntCounter,
     subscriptions: IntGauge,
+    /// Bytes that wait in this process for peers; what waits for subscribers is among them.
+    pub queued_bytes: IntGauge,
     /// Whether the engine was reachable when it was last heard of: 1, or 0.
     pub up: IntGauge,
 }
@@ -29,7 +31,7 @@ pub struct BackplaneMetrics {
 const WHYS: [(Why, &str); 3] = [(Why::Lineage, "lineage"), (Why::Limit, "limit"), (Why::Trimmed, "trimmed")];
 
 impl BackplaneMetrics {
-    pub(super) fn new(registry: &Registry, region: &str) -> Self {
+    pub(super) fn new(registry: &Registry, region: &str, queued_bytes: IntGauge) -> Self {
         let counters = |name: &str, help: &str, labels: &[&str]| {
             register(registry, IntCounterVec::new(Opts::new(name, help), labels))
         };
@@ -57,6 +59,7 @@ impl BackplaneMetrics {
                 registry,
                 IntGauge::new("sluicegate_subscriptions", "Subscriptions of this node's clients that are in force"),
             ),
+            queued_bytes,
             up: register(
                 registry,
                 IntGauge::with_opts(

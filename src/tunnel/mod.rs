@@ -5,7 +5,8 @@
 //! and can ask them to end, [`pressure`] whether memory is short, and [`sys`] asks the kernel.
 
 use std::os::fd::{AsRawFd, RawFd};
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -43,9 +44,31 @@ pub trait Wire: AsyncRead + AsyncWrite + Unpin + Send {
         None
     }
 
+    /// What waits behind the stream to be read for the session, where something does that is not the peer's own.
+    fn backlog(&self) -> Option<Arc<dyn Backlog>> {
+        None
+    }
+
     /// Says that the stream ends without its session's being over, for who can tell that from an end in good order. It
     /// is shut down behind this.
     fn break_off(&mut self) {}
+}
+
+/// A queue in front of a session, which others look at too.
+pub trait Backlog: std::fmt::Debug + Send + Sync {
+    /// How full it is.
+    fn depth(&self) -> Depth;
+}
+
+/// How full a queue in front of a session is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Depth {
+    /// Messages that wait.
+    pub messages: usize,
+    /// Their bytes.
+    pub bytes: usize,
+    /// Since when there is more for the session than fits.
+    pub behind_since: Option<Instant>,
 }
 
 /// Why a session has to end, as the stream of its upstream says.

@@ -10,7 +10,7 @@ use std::time::Duration;
 use atomic_waker::AtomicWaker;
 use parking_lot::Mutex;
 
-use super::sys;
+use super::{Backlog, sys};
 use crate::metrics::{Metrics, RuleMetrics};
 use crate::ws::close::CloseCode;
 
@@ -57,6 +57,8 @@ pub struct Control {
     /// The sockets, until the session gives them up: then their numbers may be others' already.
     sockets: Mutex<[Option<RawFd>; 2]>,
     retransmits_seen: [AtomicU32; 2],
+    /// What waits in front of the session for the client, until the session ends.
+    backlog: Mutex<Option<Arc<dyn Backlog>>>,
 }
 
 /// Running totals of a session.
@@ -102,11 +104,18 @@ impl Control {
         *self.sockets.lock() = sockets;
     }
 
+    /// Lets the sweep look at what waits in front of the session.
+    pub(super) fn lend_backlog(&self, backlog: Option<Arc<dyn Backlog>>) {
+        *self.backlog.lock() = backlog;
+    }
+
     /// Takes the sockets back before they are closed, after a last look.
     pub(super) fn take_sockets(&self, metrics: &RuleMetrics) {
         let mut sockets = self.sockets.lock();
         self.count_retransmits(*sockets, metrics);
         *sockets = [None, None];
+        drop(sockets);
+        self.lend_backlog(None);
     }
 
     /// Looks at the session once: its queue to the client, and what the kernel has of it.
@@ -120,12 +129,14 @@ impl Control {
             }
         }
         let queued = self.pending_bytes[0].load(Ordering::Relaxed) + unsent[0].unwrap_or(0);
-        metrics.send_queue_bytes.observe(queued as f64);
+        let backlog = self.backlog.lock().clone().map(|backlog| backlog.depth());
+        let (waiting, waiting_bytes) = backlog.map_or((0, 0), |depth| (depth.messages as u64, depth.bytes as u64));
+        metrics.send_queue_bytes.observe((queued + waiting_bytes) as f64);
         let (messages, bytes) =
             (self.counts.messages_out.load(Ordering::Relaxed), self.counts.bytes_out.load(Ordering::Relaxed));
         // Before the first whole message anything that is queued is one.
         let mean = bytes.checked_div(messages).unwrap_or(u64::MAX).max(1);
-        metrics.send_queue_messages.observe(queued.div_ceil(mean) as f64);
+        metrics.send_queue_messages.observe((queued.div_ceil(mean) + waiting) as f64);
     }
 
     /// Counts what was sent again since the last look, and returns what is unsent, in bytes.
@@ -264,6 +275,7 @@ impl<T> Drop for Entry<T> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Depth;
     use super::*;
 
     fn enter(registry: &Arc<Registry<()>>, count: usize) -> Vec<Entry<()>> {
@@ -295,6 +307,29 @@ mod tests {
         let start = tokio::time::Instant::now();
         registry.drain(Duration::from_secs(3600)).await;
         assert!(start.elapsed() <= Duration::from_secs(2) + Duration::from_millis(10), "{:?}", start.elapsed());
+    }
+
+    #[derive(Debug)]
+    struct Waiting(Depth);
+
+    impl Backlog for Waiting {
+        fn depth(&self) -> Depth {
+            self.0
+        }
+    }
+
+    #[test]
+    fn what_waits_in_front_of_a_session_is_in_its_sample_until_it_ends() {
+        let metrics = Metrics::new().rule("test");
+        let control = Control::default();
+        control.pending_bytes[0].store(100, Ordering::Relaxed);
+        control.lend_backlog(Some(Arc::new(Waiting(Depth { messages: 7, bytes: 5000, behind_since: None }))));
+        control.sample(&metrics);
+        let sums = || (metrics.send_queue_messages.get_sample_sum(), metrics.send_queue_bytes.get_sample_sum());
+        assert_eq!(sums(), (8.0, 5100.0));
+        control.take_sockets(&metrics);
+        control.sample(&metrics);
+        assert_eq!(sums(), (9.0, 5200.0));
     }
 
     #[test]

@@ -20,7 +20,7 @@ use super::registry::{Control, Order};
 use super::side::{Side, SideEnd};
 use super::stats::Stats;
 use super::work::Work;
-use super::{Compression, Settings, Wire};
+use super::{Backlog, Compression, Settings, Wire};
 use crate::cause::Cause;
 use crate::metrics::{RuleMetrics, SlowClientMark};
 use crate::policy::keepalive::{Keepalive, Step as KeepaliveStep};
@@ -99,6 +99,8 @@ pub struct Session<C, U> {
     endpoint_answers: Arc<AtomicBool>,
     slow_mark: Option<SlowClientMark>,
     queue_mark: QueueMark,
+    /// What waits for the client in front of the session.
+    backlog: Option<Arc<dyn Backlog>>,
     /// Since when the client is not read, because the upstream takes no more.
     client_unread_since: Option<Instant>,
     timer: Pin<Box<Sleep>>,
@@ -127,6 +129,8 @@ impl<C: Wire, U: Wire> Session<C, U> {
         }
         let armed_for = now + NO_DEADLINE;
         control.lend_sockets([client.io.socket(), upstream.io.socket()]);
+        let backlog = upstream.io.backlog();
+        control.lend_backlog(backlog.clone());
         let queue_mark = QueueMark { queued: metrics.queued_bytes.clone(), marked: [0, 0] };
         Self {
             client,
@@ -146,6 +150,7 @@ impl<C: Wire, U: Wire> Session<C, U> {
             endpoint_answers,
             slow_mark: None,
             queue_mark,
+            backlog,
             client_unread_since: None,
             timer: Box::pin(tokio::time::sleep_until(armed_for.into())),
             armed_for,
@@ -184,7 +189,7 @@ impl<C: Wire, U: Wire> Session<C, U> {
         } else if let Some(since) = self.client_unread_since.take() {
             self.core.message.on_resumed(now - since, now);
         }
-        if self.client.out.is_empty() {
+        if self.client.out.is_empty() && self.behind_since().is_none() {
             self.slow_mark = None;
         }
         self.queue_mark.set([self.client.out.len(), self.upstream.out.len()], &self.control);
@@ -192,7 +197,8 @@ impl<C: Wire, U: Wire> Session<C, U> {
 
     /// Asks the policies whose time has come.
     fn run_deadlines(&mut self, now: Instant, cx: &mut Context<'_>) {
-        if self.slow_mark.is_none() && self.client.reader.is_slow(now) {
+        let is_behind = self.behind_since().is_some_and(|since| now >= since + slow_client::SLOW_AFTER);
+        if self.slow_mark.is_none() && (self.client.reader.is_slow(now) || is_behind) {
             self.slow_mark = Some(self.core.metrics.mark_slow_client());
         }
         if let Err(slow) = self.client.reader.check(now) {
@@ -258,8 +264,14 @@ impl<C: Wire, U: Wire> Session<C, U> {
         }
     }
 
+    /// Since when there is more for the client than may wait for it.
+    fn behind_since(&self) -> Option<Instant> {
+        self.backlog.as_ref().and_then(|backlog| backlog.depth().behind_since)
+    }
+
     fn next_deadline(&self, now: Instant) -> Instant {
         let core = &self.core;
+        let slow = self.behind_since().map(|since| since + slow_client::SLOW_AFTER).filter(|at| *at > now);
         let judged = [self.client.reader.next_deadline(now), self.upstream.reader.next_deadline(now)];
         let policies = match &core.ending {
             Some(ending) => {
@@ -274,7 +286,7 @@ impl<C: Wire, U: Wire> Session<C, U> {
                 core.ordered.map(|(_, by)| by),
             ],
         };
-        judged.into_iter().chain(policies).flatten().min().unwrap_or(now + NO_DEADLINE)
+        judged.into_iter().chain(policies).chain([slow]).flatten().min().unwrap_or(now + NO_DEADLINE)
     }
 
     /// Sets the one timer when it must fire earlier than it would, or has fired.

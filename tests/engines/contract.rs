@@ -12,6 +12,7 @@ use sluicegate::backplane::recover::{Recovery, ReplayLimit, Why};
 use sluicegate::backplane::redis::{RedisEngine, Servers, Settings};
 use sluicegate::backplane::sink::{Delivery, SinkLimit, sink};
 
+use super::cluster_server::Cluster;
 use super::reader::Reader;
 use super::server::Server;
 use super::{ALL, Wish, channel, eventually, item, publish, region, try_publish};
@@ -21,19 +22,25 @@ const REPLAY: ReplayLimit = ReplayLimit { max_entries: 100_000, max_bytes: 1 << 
 /// An engine, and what it needs to live.
 pub struct Made {
     pub engine: Arc<dyn Engine>,
-    _server: Option<Server>,
+    _servers: Option<Box<dyn std::any::Any>>,
 }
 
 pub async fn in_memory(wish: Wish) -> Made {
     let Wish { retention, dedupe_window } = wish;
     let settings = memory::Settings { retention, dedupe_window, ..memory::Settings::default() };
-    Made { engine: Arc::new(MemoryEngine::new(region(), settings).unwrap()), _server: None }
+    Made { engine: Arc::new(MemoryEngine::new(region(), settings).unwrap()), _servers: None }
 }
 
 pub async fn over_redis(wish: Wish) -> Made {
     let server = Server::start(&[]);
     let engine = connect(Servers::Standalone { url: server.url() }, wish).await;
-    Made { engine, _server: Some(server) }
+    Made { engine, _servers: Some(Box::new(server)) }
+}
+
+pub async fn over_cluster(wish: Wish) -> Made {
+    let cluster = Cluster::start(false);
+    let engine = connect(Servers::Cluster { urls: cluster.urls() }, wish).await;
+    Made { engine, _servers: Some(Box::new(cluster)) }
 }
 
 /// An engine that is connected.
@@ -59,6 +66,9 @@ macro_rules! contract {
         }
         mod redis_engine {
             $(#[tokio::test] async fn $case() { super::$case(super::over_redis).await })*
+        }
+        mod cluster_engine {
+            $(#[tokio::test] async fn $case() { super::$case(super::over_cluster).await })*
         }
     };
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use sluicegate::backplane::engine::{Engine, EngineError, Event, Stored};
 use sluicegate::backplane::position::{Place, Position, Region};
 use sluicegate::backplane::recover::{Recovery, ReplayLimit, Why};
-use sluicegate::backplane::redis::{RedisEngine, Servers, Settings};
+use sluicegate::backplane::redis::{Credentials, RedisEngine, Servers, Settings};
 use sluicegate::backplane::sink::SinkLimit;
 use tokio::sync::broadcast::Receiver;
 
@@ -336,8 +336,7 @@ async fn a_password_is_sent_and_a_wrong_one_is_refused() {
     ]);
     let settings = Settings::new(Servers::Standalone { url: server.url() });
     let with = |password: &str| Settings {
-        username: Some("gateway".to_owned()),
-        password: Some(password.to_owned()),
+        credentials: Credentials { username: Some("gateway".to_owned()), password: Some(password.to_owned()) },
         ..settings.clone()
     };
     let engine = RedisEngine::start(region(), with("secret"));
@@ -442,8 +441,7 @@ async fn an_entry_that_no_subscriber_was_told_of_is_read_with_the_next() {
         "+@all",
     ]);
     let settings = Settings {
-        username: Some("mute".to_owned()),
-        password: Some(String::new()),
+        credentials: Credentials { username: Some("mute".to_owned()), password: Some(String::new()) },
         ..Settings::new(Servers::Standalone { url: server.url() })
     };
     let mute = RedisEngine::start(region(), settings);

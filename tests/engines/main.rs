@@ -1,7 +1,10 @@
 //! Every engine of the backplane, held to one contract, and Redis to what happens to it: real processes on free ports.
 
+mod cluster;
+mod cluster_server;
 mod contract;
 mod faults;
+mod ingest;
 mod reader;
 mod sentinel;
 mod server;

@@ -1,15 +1,15 @@
 //! A master that Sentinel replaces.
 
-use sluicegate::backplane::engine::Event;
+use sluicegate::backplane::engine::{EngineError, Event};
 use sluicegate::backplane::recover::Recovery;
-use sluicegate::backplane::redis::Servers;
+use sluicegate::backplane::redis::{Credentials, RedisEngine, Servers, Settings};
 use sluicegate::backplane::sink::SinkLimit;
 
-use super::Wish;
 use super::contract::connect;
 use super::faults::{insist, recovery};
 use super::reader::Reader;
 use super::server::Server;
+use super::{Wish, eventually, region};
 
 #[tokio::test]
 async fn a_fail_over_by_sentinel_goes_on_with_what_was_replicated() {
@@ -42,4 +42,21 @@ async fn a_fail_over_by_sentinel_goes_on_with_what_was_replicated() {
     assert_ne!(reader.last.epoch, seen.epoch);
     assert_eq!(recovery(&engine, "a", &seen).await, Recovery::Replay { from: 11, to: 20 });
     assert!(std::iter::from_fn(|| events.try_recv().ok()).any(|event| matches!(event, Event::LineageChanged { .. })));
+}
+
+#[tokio::test]
+async fn sentinels_have_credentials_of_their_own() {
+    let master = Server::start(&[]);
+    let sentinel = Server::sentinel(master.port);
+    sentinel.command::<String>(&["ACL", "SETUSER", "gateway", "on", ">secret", "+@all"]);
+    sentinel.command::<String>(&["ACL", "SETUSER", "default", "off"]);
+    let servers = Servers::Sentinel { urls: vec![sentinel.url()], master: "main".to_owned() };
+    let known = Credentials { username: Some("gateway".to_owned()), password: Some("secret".to_owned()) };
+    let settings = Settings { sentinel_credentials: known, ..Settings::new(servers) };
+    // The master knows no such user, so that they are not sent to it is seen too.
+    let engine = RedisEngine::start(region(), settings.clone());
+    eventually("it connects", async || engine.status().ok()).await;
+    let unknown = RedisEngine::start(region(), Settings { sentinel_credentials: Credentials::default(), ..settings });
+    let refused = async || matches!(unknown.status(), Err(EngineError::Refused { .. })).then_some(());
+    eventually("it is refused", refused).await;
 }

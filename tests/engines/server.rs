@@ -61,7 +61,7 @@ impl Server {
         self.try_command(words).unwrap_or_else(|error| panic!("{words:?}: {error}"))
     }
 
-    fn try_command<T: FromRedisValue>(&self, words: &[&str]) -> RedisResult<T> {
+    pub fn try_command<T: FromRedisValue>(&self, words: &[&str]) -> RedisResult<T> {
         let mut command = redis::cmd(words[0]);
         command.arg(&words[1..]);
         command.query(&mut self.connection()?)
@@ -162,6 +162,6 @@ fn spawn(folder: &Path, port: u16, arguments: &[String]) -> Option<Child> {
 
 /// Between two tries of what takes a moment.
 #[expect(clippy::disallowed_methods, reason = "a process of its own is waited for, by a test's thread")]
-fn pause() {
+pub fn pause() {
     std::thread::sleep(Duration::from_millis(10));
 }

@@ -11,7 +11,7 @@ use super::Publication;
 use super::inbox::{Inbox, Notice};
 use super::window::{Budget, Window};
 use crate::backplane::engine::{Channel, Entry, MessageId, Retention, Slice};
-use crate::backplane::position::{Place, Position};
+use crate::backplane::position::{EntryId, Place, Position};
 use crate::backplane::recover::{Log, Recovery, ReplayLimit, Why, recover};
 use crate::metrics::{BackplaneMetrics, SubscriptionMark};
 
@@ -31,6 +31,8 @@ pub enum From {
     Place(Place),
     /// What comes behind the newest entry with this message id.
     Message(MessageId),
+    /// What comes behind the entry with this id, in a channel whose numbers are this node's own: there a place is no more.
+    Entry(EntryId),
 }
 
 impl From {
@@ -74,6 +76,8 @@ enum Stand {
 pub(super) struct Local {
     pub(super) name: Channel,
     subscribers: BTreeMap<u64, Subscriber>,
+    /// Whether its numbers are this node's own; see [`Engine::is_foreign`](crate::backplane::engine::Engine::is_foreign).
+    is_foreign: bool,
     window: Window,
     /// The newest entry that was delivered here, or where pushing began; `None` while the engine does not push.
     last: Option<Position>,
@@ -91,10 +95,17 @@ pub(super) struct Local {
 }
 
 impl Local {
-    pub(super) fn new(name: Channel, retention: Retention, budget: Arc<Budget>, now: Instant) -> Self {
+    pub(super) fn new(
+        name: Channel,
+        is_foreign: bool,
+        retention: Retention,
+        budget: Arc<Budget>,
+        now: Instant,
+    ) -> Self {
         Self {
             name,
             subscribers: BTreeMap::new(),
+            is_foreign,
             window: Window::new(retention, budget),
             last: None,
             filled: false,
@@ -109,6 +120,10 @@ impl Local {
     pub(super) fn subscribe(&mut self, id: u64, inbox: Arc<Inbox>, from: From, limit: ReplayLimit) {
         self.idle_since = None;
         inbox.forget(&self.name);
+        let from = match from {
+            From::Place(Place::After(place)) if self.is_foreign => From::Entry(place.id),
+            from => from,
+        };
         self.subscribers
             .insert(id, Subscriber { inbox, stand: Stand::Waiting { from, limit, checked: false }, mark: None });
     }
@@ -139,9 +154,15 @@ impl Local {
         let Some(last) = &self.last else { return Some(Task::Open) };
         let mut ahead = false;
         for subscriber in self.subscribers.values_mut() {
-            if let Stand::Waiting { from: From::Place(Place::After(place)), checked, .. } = &mut subscriber.stand {
-                // Another node was ahead of this one, or the log has lost its end: reading on tells.
-                ahead |= !*checked && place.n > last.n;
+            // Another node was ahead of this one, or the log has lost its end: reading on tells.
+            if let Stand::Waiting { from, checked, .. } = &mut subscriber.stand {
+                let is_ahead = match from {
+                    From::Place(Place::After(place)) => place.n > last.n,
+                    From::Entry(id) => *id > last.id,
+                    From::Message(message) => self.window.find(message).is_none(),
+                    From::Now | From::Place(_) => false,
+                };
+                ahead |= !*checked && is_ahead;
                 *checked = true;
             }
         }
@@ -161,9 +182,11 @@ impl Local {
         self.last.as_ref().is_some_and(|last| self.disrupted || self.seen > last.n)
     }
 
-    /// The number of the newest entry that a filling needs: one that is here, to which the others must lead up.
-    pub(super) fn fill_ends(&self) -> u64 {
-        self.window.first().unwrap_or_else(|| self.last.as_ref().map_or(0, |last| last.n))
+    /// The newest entry that a filling needs: one that is here, to which the others must lead up; and whether only reading
+    /// backwards from it does, since nobody else numbers them.
+    pub(super) fn fill_ends(&self) -> Option<(Position, bool)> {
+        let joint = self.window.oldest().map(|oldest| &oldest.entry.position).or(self.last.as_ref());
+        joint.map(|joint| (joint.clone(), self.is_foreign))
     }
 
     /// Whether a subscriber's place lies before the window.
@@ -179,8 +202,17 @@ impl Local {
                 let proven = place.n + 1 == first && self.window.oldest().is_some_and(follows);
                 place.n < first && !proven && !(place.n == top && self.is_last(place))
             }
-            From::Message(message) => self.window.find(message).is_none(),
+            From::Message(message) => self.find(message).is_none(),
+            From::Entry(id) => {
+                self.window.find_entry(*id).is_none() && self.last.as_ref().is_none_or(|last| last.id != *id)
+            }
         }
+    }
+
+    /// The position of the newest entry with this message id; in a foreign channel, of the one whose id that is, too.
+    fn find(&self, message: &MessageId) -> Option<&Position> {
+        let by_entry = || self.window.find_entry(message.as_str().parse().ok().filter(|_| self.is_foreign)?);
+        self.window.find(message).or_else(by_entry)
     }
 
     fn is_last(&self, place: &Position) -> bool {
@@ -220,6 +252,11 @@ impl Local {
     /// An entry was pushed.
     pub(super) fn on_entry(&mut self, entry: Entry, metrics: &BackplaneMetrics, now: Instant) {
         let Some(last) = &self.last else { return };
+        // Where nobody numbers the entries, an id tells more than a number does.
+        if self.is_foreign && entry.position.id <= last.id {
+            metrics.duplicates.inc();
+            return;
+        }
         let n = entry.position.n;
         self.seen = self.seen.max(n);
         // Of another epoch: the log may have lost its end, and numbers be given out again. Reading tells.
@@ -342,8 +379,15 @@ impl Local {
         let place = match from {
             From::Now => Place::Now,
             From::Place(place) => place.clone(),
-            From::Message(message) => match self.window.find(message) {
+            From::Message(message) => match self.find(message) {
                 Some(position) => Place::After(position.clone()),
+                None => return Recovery::Gap(Why::Trimmed),
+            },
+            // At the end of what is here nothing is missing, though the entry may be gone.
+            From::Entry(id) if *id == last.id => return Recovery::Replay { from: last.n + 1, to: last.n },
+            From::Entry(id) => match self.window.find_entry(*id) {
+                Some(position) => Place::After(position.clone()),
+                None if *id > last.id => return Recovery::Gap(Why::Lineage),
                 None => return Recovery::Gap(Why::Trimmed),
             },
         };

@@ -12,11 +12,13 @@ use std::time::Instant;
 
 use atomic_waker::AtomicWaker;
 use parking_lot::Mutex;
+use prometheus::IntGauge;
 
 use super::Publication;
 use crate::backplane::engine::Channel;
 use crate::backplane::position::Position;
 use crate::backplane::recover::{Recovery, Why};
+use crate::tunnel::{Backlog, Depth};
 
 /// How much waits for a session at most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,6 +67,8 @@ pub(super) struct Inbox {
     state: Mutex<State>,
     waker: AtomicWaker,
     limit: InboxLimit,
+    /// Of all inboxes, and of what else waits for peers.
+    queued_bytes: IntGauge,
 }
 
 #[derive(Debug, Default)]
@@ -77,8 +81,8 @@ struct State {
 }
 
 impl Inbox {
-    pub(super) fn new(limit: InboxLimit) -> Self {
-        Self { state: Mutex::default(), waker: AtomicWaker::new(), limit }
+    pub(super) fn new(limit: InboxLimit, queued_bytes: IntGauge) -> Self {
+        Self { state: Mutex::default(), waker: AtomicWaker::new(), limit, queued_bytes }
     }
 
     /// Queues a publication; `false` if there is no room, and it is not queued.
@@ -89,6 +93,7 @@ impl Inbox {
             || (state.notices.len() < self.limit.max_messages && state.bytes + size <= self.limit.max_bytes);
         if fits {
             state.bytes += size;
+            self.queued_bytes.add(size as i64);
             state.notices.push_back(Notice::Publication(publication.clone()));
             drop(state);
             self.waker.wake();
@@ -152,13 +157,16 @@ impl Inbox {
             }
         });
         state.bytes -= freed;
+        self.queued_bytes.sub(freed as i64);
     }
 
     pub(super) fn pop(&self) -> Option<Notice> {
         let mut state = self.state.lock();
         let notice = state.notices.pop_front()?;
         if let Notice::Publication(publication) = &notice {
-            state.bytes -= publication.entry.payload.len();
+            let size = publication.entry.payload.len();
+            state.bytes -= size;
+            self.queued_bytes.sub(size as i64);
         }
         Some(notice)
     }
@@ -178,21 +186,17 @@ impl Inbox {
         let half = state.notices.len() <= self.limit.max_messages / 2 && state.bytes <= self.limit.max_bytes / 2;
         if half && !state.behind.is_empty() { state.behind.iter().cloned().collect() } else { Vec::new() }
     }
+}
 
-    /// Publications and bytes that wait here, and since when there is more than fits.
-    pub(super) fn depth(&self) -> Depth {
+impl Backlog for Inbox {
+    fn depth(&self) -> Depth {
         let state = self.state.lock();
         Depth { messages: state.notices.len(), bytes: state.bytes, behind_since: state.behind_since }
     }
 }
 
-/// How full an inbox is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Depth {
-    /// What waits, notices included.
-    pub messages: usize,
-    /// Bytes of the publications that wait.
-    pub bytes: usize,
-    /// Since when there is more for the session than fits.
-    pub behind_since: Option<Instant>,
+impl Drop for Inbox {
+    fn drop(&mut self) {
+        self.queued_bytes.sub(self.state.get_mut().bytes as i64);
+    }
 }

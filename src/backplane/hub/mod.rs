@@ -11,17 +11,20 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::task::{Context, Poll, ready};
-use std::time::Instant;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
+use prometheus::Histogram;
 use rand::SeedableRng as _;
 use rand::rngs::SmallRng;
 
 use super::engine::{Channel, Engine, Entry, Retention};
+use super::position::EntryId;
 use super::recover::ReplayLimit;
 use super::rendered::Rendered;
 use super::sink::{Sink, SinkLimit, sink};
 use crate::metrics::BackplaneMetrics;
+use crate::tunnel::Backlog;
 
 mod channel;
 mod inbox;
@@ -30,12 +33,19 @@ mod tests;
 mod window;
 mod work;
 
+pub use crate::tunnel::Depth;
 pub use channel::From;
-pub use inbox::{Depth, InboxLimit, Notice};
+pub use inbox::{InboxLimit, Notice};
 
 use channel::Local;
 use inbox::Inbox;
 use window::Budget;
+
+/// Of so many publications that a session takes the way of one is measured. The first is.
+const SAMPLE_EVERY: u64 = 16;
+
+/// What is older was not stored when its id says: nothing is kept for longer.
+const OLDEST: Duration = Duration::from_secs(24 * 3600);
 
 /// What the windows of all channels may have together, in bytes. Over it each channel keeps less, down to its newest entry.
 const WINDOWS_BYTES: usize = 256 << 20;
@@ -120,8 +130,11 @@ impl Hub {
         Member {
             hub: self.clone(),
             id: self.next_id.fetch_add(1, Ordering::Relaxed),
-            inbox: Arc::new(Inbox::new(limit)),
+            inbox: Arc::new(Inbox::new(limit, self.metrics.queued_bytes.clone())),
             channels: BTreeMap::new(),
+            latency: None,
+            taken: 0,
+            began: BTreeMap::new(),
         }
     }
 
@@ -141,7 +154,11 @@ impl Hub {
 
     /// The channel's state, locked by the caller; made if there is none.
     fn find_or_make(&self, channel: &Channel) -> Arc<Mutex<Local>> {
-        let make = || Arc::new(Mutex::new(Local::new(channel.clone(), self.retention, self.budget.clone(), now())));
+        let is_foreign = self.engine.is_foreign(channel);
+        let make = || {
+            let local = Local::new(channel.clone(), is_foreign, self.retention, self.budget.clone(), now());
+            Arc::new(Mutex::new(local))
+        };
         self.channels.lock().entry(channel.clone()).or_insert_with(make).clone()
     }
 
@@ -167,6 +184,11 @@ pub struct Member {
     id: u64,
     inbox: Arc<Inbox>,
     channels: BTreeMap<Channel, Arc<Mutex<Local>>>,
+    /// Where it is told how long publications were on their way, and how many have come.
+    latency: Option<Histogram>,
+    taken: u64,
+    /// Where each subscription began: what is replayed up to there was on its way for as long as its client was away.
+    began: BTreeMap<Channel, EntryId>,
 }
 
 impl Member {
@@ -191,7 +213,7 @@ impl Member {
 
     /// Ends a subscription. Nothing of the channel comes any more, nor what waited.
     pub fn unsubscribe(&mut self, channel: &Channel) {
-        if let Some(local) = self.channels.remove(channel) {
+        if let Some(local) = self.forget(channel) {
             local.lock().unsubscribe(self.id, now());
         }
     }
@@ -214,15 +236,50 @@ impl Member {
             }
         }
         let notice = ready!(self.inbox.poll_pop(cx));
-        if let Notice::Overrun(channel) = &notice {
-            self.channels.remove(channel);
+        match &notice {
+            Notice::Subscribed { channel, top, .. } => drop(self.began.insert(channel.clone(), top.id)),
+            Notice::Publication(publication) => self.measure(publication),
+            Notice::Gap { .. } => {}
+            Notice::Overrun(channel) => drop(self.forget(channel)),
         }
         Poll::Ready(notice)
+    }
+
+    fn forget(&mut self, channel: &Channel) -> Option<Arc<Mutex<Local>>> {
+        self.began.remove(channel);
+        self.channels.remove(channel)
+    }
+
+    /// Tells how long a publication was on its way, if it is one of those that are measured.
+    fn measure(&mut self, publication: &Publication) {
+        let Some(latency) = &self.latency else { return };
+        if self.began.get(&publication.channel).is_none_or(|began| publication.entry.position.id <= *began) {
+            return;
+        }
+        let age = age(publication.entry.stored_ms(), SystemTime::now());
+        // Who fills a stream by XADD may give ids that are no times.
+        if self.taken.is_multiple_of(SAMPLE_EVERY) && age < OLDEST {
+            latency.observe(age.as_secs_f64());
+        }
+        self.taken += 1;
+    }
+
+    /// Has it told how long publications were on their way from the engine to it, for some of them.
+    #[must_use]
+    pub fn measured(self, latency: Histogram) -> Self {
+        let mut measured = self;
+        measured.latency = Some(latency);
+        measured
     }
 
     /// How much waits for it.
     pub fn depth(&self) -> Depth {
         self.inbox.depth()
+    }
+
+    /// The same for others to look at.
+    pub fn backlog(&self) -> Arc<dyn Backlog> {
+        self.inbox.clone()
     }
 }
 
@@ -233,6 +290,12 @@ impl Drop for Member {
             local.lock().unsubscribe(self.id, now);
         }
     }
+}
+
+/// How long ago an entry was stored. By the clocks of two machines: what comes from the future has just been stored.
+fn age(stored_ms: u64, now: SystemTime) -> Duration {
+    let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+    now.saturating_sub(Duration::from_millis(stored_ms))
 }
 
 /// Tokio's clock, so that a test can pass the time.

@@ -19,7 +19,7 @@ use crate::backplane::engine::{
     Capabilities, EngineError, Event, History, Item, MessageId, PublishError, Published, ReadLimit, Slice,
 };
 use crate::backplane::position::{EntryId, Epoch, Place, Position, Region};
-use crate::backplane::recover::{Log, Mark, Recovery};
+use crate::backplane::recover::{Log, Mark, Recovery, Why};
 
 const RETENTION: Retention = Retention { max_entries: 40, max_age: Duration::from_secs(3600), max_bytes: 1 << 20 };
 const ANY: ReplayLimit = ReplayLimit { max_entries: u64::MAX, max_bytes: u64::MAX };
@@ -273,7 +273,7 @@ impl Client {
                         match &seen.cursor {
                             From::Place(Place::After(place)) => assert_eq!(from, place.n + 1),
                             From::Place(Place::Start) => assert_eq!(from, 1),
-                            From::Message(_) => {}
+                            From::Message(_) | From::Entry(_) => {}
                             From::Now | From::Place(Place::Now) => panic!("a replay for nobody"),
                         }
                         match &seen.cursor {
@@ -486,6 +486,86 @@ async fn a_slow_session_is_fed_at_its_own_pace_and_told_when_the_window_has_pass
     }
     assert!((34..60).contains(&got), "{got}");
     assert_eq!((slow.subscriptions(), hub.subscribers(&channel)), (0, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_that_another_node_had_first_is_read_before_it_is_given_up() {
+    let (engine, hub, channel) = stocked(3).await;
+    let mut early = hub.join(InboxLimit::default());
+    early.subscribe(&channel, From::Now, ANY);
+    assert!(matches!(poll_fn(|cx| early.poll_next(cx)).await, Notice::Subscribed { .. }));
+    // On its way to this node, when a client that another has given m4 comes here.
+    engine.state.lock().losing = 10;
+    engine.append(&channel, "m4");
+    engine.append(&channel, "m5");
+    let mut late = hub.join(InboxLimit::default());
+    late.subscribe(&channel, From::Message(MessageId::new("m4").unwrap()), ANY);
+    let first = poll_fn(|cx| late.poll_next(cx)).await;
+    assert!(matches!(first, Notice::Subscribed { recovery: Recovery::Replay { from: 5, to: 5 }, .. }), "{first:?}");
+    // One that nobody had is a gap all the same.
+    let mut lost = hub.join(InboxLimit::default());
+    lost.subscribe(&channel, From::Message(MessageId::new("m9").unwrap()), ANY);
+    let first = poll_fn(|cx| lost.poll_next(cx)).await;
+    assert!(matches!(first, Notice::Subscribed { recovery: Recovery::Gap(Why::Trimmed), .. }), "{first:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_waits_is_counted_until_it_is_taken() {
+    let (engine, hub, channel) = stocked(0).await;
+    let queued = || hub.metrics.queued_bytes.get();
+    let mut member = hub.join(InboxLimit::default());
+    member.subscribe(&channel, From::Now, ANY);
+    assert!(matches!(poll_fn(|cx| member.poll_next(cx)).await, Notice::Subscribed { .. }));
+    for at in 1..=20 {
+        engine.append(&channel, &format!("m{at}"));
+    }
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    let waiting = member.depth();
+    assert_eq!((waiting.messages, queued()), (20, waiting.bytes as i64));
+    assert!(waiting.bytes > 0 && member.backlog().depth() == waiting);
+    for _ in 1..=17 {
+        poll_fn(|cx| member.poll_next(cx)).await;
+    }
+    assert_eq!(queued(), member.depth().bytes as i64);
+    member.unsubscribe(&channel);
+    assert_eq!(queued(), 0);
+    member.subscribe(&channel, From::Now, ANY);
+    assert!(matches!(poll_fn(|cx| member.poll_next(cx)).await, Notice::Subscribed { .. }));
+    engine.append(&channel, "m21");
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    assert!(queued() > 0);
+    drop(member);
+    assert_eq!(queued(), 0, "what a session leaves waits for nobody");
+}
+
+#[tokio::test]
+async fn the_way_of_one_in_sixteen_is_measured_and_none_of_what_was_missed() {
+    let (_engine, hub, channel) = stocked(0).await;
+    let latency = crate::metrics::Metrics::new().rule("r").message_latency_backplane.clone();
+    let mut member = hub.join(InboxLimit::default()).measured(latency.clone());
+    let now_ms = u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis()).unwrap();
+    let take = |member: &mut Member, ms: u64| {
+        let position = format!("eu.a.1.{ms}-0").parse().unwrap();
+        let entry = Entry { position, message: MessageId::new("m").unwrap(), payload: Bytes::new() };
+        member.measure(&Publication::new(channel.clone(), entry));
+        latency.get_sample_count()
+    };
+    assert_eq!(take(&mut member, now_ms), 0, "it is not subscribed");
+    member.began.insert(channel.clone(), EntryId { ms: now_ms - 60_000, seq: 0 });
+    assert_eq!(take(&mut member, now_ms - 60_000), 0, "the last that it may have missed");
+    let counts: Vec<_> = (0..17).map(|_| take(&mut member, now_ms - 50)).collect();
+    assert_eq!((counts[0], counts[15], counts[16]), (1, 1, 2));
+    assert!(latency.get_sample_sum() >= 0.1, "{}", latency.get_sample_sum());
+    member.began.insert(channel.clone(), EntryId::default());
+    member.taken = 0;
+    assert_eq!(take(&mut member, 17), 2, "an id that is no time");
+}
+
+#[test]
+fn an_entry_of_a_clock_that_is_ahead_has_just_been_stored() {
+    let now = UNIX_EPOCH + Duration::from_millis(5000);
+    assert_eq!(age(4000, now), Duration::from_secs(1));
+    assert_eq!(age(9000, now), Duration::ZERO);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::Publication;
 use crate::backplane::engine::{MessageId, Retention};
-use crate::backplane::position::Position;
+use crate::backplane::position::{EntryId, Position};
 use crate::backplane::recover::Mark;
 
 /// What the windows of all channels of a hub may have together, in bytes.
@@ -118,6 +118,12 @@ impl Window {
     pub(super) fn find(&self, message: &MessageId) -> Option<&Position> {
         let found = self.entries.iter().rev().find(|publication| publication.entry.message == *message);
         found.map(|publication| &publication.entry.position)
+    }
+
+    /// The position of the entry with this id.
+    pub(super) fn find_entry(&self, id: EntryId) -> Option<&Position> {
+        let at = self.entries.binary_search_by_key(&id, |publication| publication.entry.position.id).ok()?;
+        self.entries.get(at).map(|publication| &publication.entry.position)
     }
 
     fn trim(&mut self) {

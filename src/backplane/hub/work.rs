@@ -127,9 +127,14 @@ async fn run(hub: &Hub, local: &Mutex<Local>, task: &Task) -> Result<Ran, Engine
 
 /// Everything that the engine has of a channel, up to what is here of it.
 async fn read_all(engine: &dyn Engine, local: &Mutex<Local>) -> Result<Vec<Entry>, EngineError> {
-    let (channel, end) = {
+    let (channel, ends) = {
         let locked = local.lock();
         (locked.name.clone(), locked.fill_ends())
+    };
+    let end = match ends {
+        Some((to, true)) => return engine.read_back(&channel, &to).await,
+        Some((to, false)) => to.n,
+        None => 0,
     };
     let mut entries: Vec<Entry> = Vec::new();
     loop {

@@ -29,7 +29,7 @@ use crate::grip::headers;
 use crate::grip::meta::Meta;
 use crate::grip::resume::{FromClient, from_client};
 use crate::grip::{Kind, Limits, control, retry};
-use crate::tunnel::{Verdict, Wire};
+use crate::tunnel::{Backlog, Verdict, Wire};
 
 mod gather;
 mod opening;
@@ -478,6 +478,10 @@ impl AsyncWrite for OverHttp {
 }
 
 impl Wire for OverHttp {
+    fn backlog(&self) -> Option<Arc<dyn Backlog>> {
+        Some(self.subscriber.backlog())
+    }
+
     fn verdict(&self) -> Option<Verdict> {
         self.verdict.or_else(|| self.subscriber.over().map(|Over::Overrun| Verdict::Overrun))
     }

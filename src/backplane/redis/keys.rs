@@ -10,10 +10,42 @@ use sha1::{Digest as _, Sha1};
 use super::super::engine::{Channel, MessageId};
 
 /// How many partitions there are. Every node must agree: it is part of the names.
-const PARTITIONS: u64 = 128;
+pub const PARTITIONS: usize = 128;
+
+/// How many slots a Cluster has.
+const SLOTS: u16 = 16_384;
+
+/// One of the [`PARTITIONS`], by its number.
+pub type Partition = usize;
 
 /// The key that says which region an engine belongs to.
 pub const REGION: &str = "sg:region";
+
+/// The same for one partition, since a Cluster's nodes have no key in common.
+pub fn region_of(partition: Partition) -> String {
+    format!("sg:{{p{partition}}}:region")
+}
+
+/// The partition of a channel.
+pub fn partition(channel: &Channel) -> Partition {
+    partition_of(channel.as_str())
+}
+
+/// The slot of a Cluster that has a partition's keys and Pub/Sub channels: CRC16 (XMODEM) of the hash tag.
+pub fn slot(partition: Partition) -> u16 {
+    crc16(format!("p{partition}").as_bytes()) % SLOTS
+}
+
+fn crc16(bytes: &[u8]) -> u16 {
+    bytes.iter().fold(0, |crc, byte| {
+        (0..8).fold(
+            crc ^ (u16::from(*byte) << 8),
+            |crc, _| {
+                if crc & 0x8000 == 0 { crc << 1 } else { (crc << 1) ^ 0x1021 }
+            },
+        )
+    })
+}
 
 /// The key of a channel's stream.
 pub fn stream(channel: &Channel) -> String {
@@ -42,9 +74,9 @@ pub fn push(channel: &Channel) -> String {
     key(channel, 'c')
 }
 
-/// The Pub/Sub channel that one node hears its own heartbeats by.
-pub fn heartbeat(node: u64) -> String {
-    format!("sg:{{p0}}:hb:{node:016x}")
+/// The Pub/Sub channel that one gateway hears its own heartbeats by, from the server that has the partition.
+pub fn heartbeat(partition: Partition, node: u64) -> String {
+    format!("sg:{{p{partition}}}:hb:{node:016x}")
 }
 
 /// The channel whose entries a Pub/Sub channel pushes.
@@ -60,11 +92,11 @@ fn key(channel: &Channel, kind: char) -> String {
 }
 
 /// FNV-1a, 64 bits.
-fn partition_of(name: &str) -> u64 {
+fn partition_of(name: &str) -> Partition {
     let hash = name
         .bytes()
         .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
-    hash % PARTITIONS
+    (hash % PARTITIONS as u64) as Partition
 }
 
 #[cfg(test)]
@@ -96,10 +128,17 @@ mod tests {
     }
 
     #[test]
+    fn slots_are_those_of_a_cluster() {
+        assert_eq!(crc16(b"123456789"), 0x31c3);
+        // As `CLUSTER KEYSLOT` has them.
+        assert_eq!((slot(0), slot(1), slot(127)), (15_882, 11_819, 5_539));
+    }
+
+    #[test]
     fn partitions_are_even() {
-        let mut counts = [0; PARTITIONS as usize];
+        let mut counts = [0; PARTITIONS];
         for nth in 0..12_800 {
-            counts[partition_of(&format!("room:{nth}")) as usize] += 1;
+            counts[partition_of(&format!("room:{nth}"))] += 1;
         }
         assert!(counts.iter().all(|count| (40..200).contains(count)), "{counts:?}");
     }

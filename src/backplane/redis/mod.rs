@@ -4,32 +4,47 @@
 //! as its connection lives; after every subscription, and after every new connection, the stream is read from the last
 //! entry that was pushed, so nothing depends on Pub/Sub being complete over time.
 //!
-//! Needs Redis 6.2 or later, or Valkey; from 7.0 on Pub/Sub is sharded. A single server, or a master that Sentinel names.
+//! Needs Redis 6.2 or later, or Valkey; from 7.0 on Pub/Sub is sharded. A single server, a master that Sentinel names, or a
+//! Cluster, of which each master has a session of its own and answers for its slots.
+//!
 //! Two things are lost with a master that dies before its replica has them: entries, which readers are told of, since the
 //! entries that come in their place have other ids; and message ids, so that a repeated publication is stored again.
 //! A master that is demoted and promoted again without a restart has the lineage that it had; what it lost between is
 //! told of where the entry that a reader saw is still retained or has a number that is not given out again yet.
+//!
+//! While a slot of a Cluster moves, neither of its two nodes runs a script whose keys are not all there, and a message's id
+//! never is. So a publication waits, for no longer than the time-out, until the slot is where it goes.
 
+mod cluster;
+mod ingest;
 mod keys;
+mod routes;
 mod session;
+mod settings;
 mod subscriptions;
 mod supervisor;
 mod wire;
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use redis::{PushInfo, PushKind, RedisResult, Script, Value};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, broadcast, watch};
 use tokio::task::JoinHandle;
 
-use self::session::Session;
+use self::ingest::Ingest;
+pub use self::ingest::{IngestRule, Pattern};
+use self::keys::Partition;
+use self::routes::{Partitions, Route, Routes};
+use self::session::{Link, Session, Target};
+pub use self::settings::{Credentials, Servers, Settings};
 use self::subscriptions::{Outcome, Reading, Step, Subscriptions};
 use super::engine::{
-    Capabilities, Channel, DEDUPE_WINDOW, EVENTS_KEPT, Engine, EngineError, Event, History, Item, LOG_LIFE,
-    PublishError, Published, ReadLimit, Retention, Scope, Slice, Stored,
+    Capabilities, Channel, EVENTS_KEPT, Engine, EngineError, Entry, Event, History, Item, LOG_LIFE, PublishError,
+    Published, ReadLimit, Scope, Slice, Stored,
 };
 use super::position::{Position, Region};
 use super::sink::Sink;
@@ -43,86 +58,25 @@ const PART: ReadLimit = ReadLimit { max_entries: 500, max_bytes: 1 << 20 };
 /// How often a log is tried to be read to push from it, before its receiver is told.
 const READ_TRIES: u32 = 3;
 
+/// The time between two tries of a publication whose slot is elsewhere or on its way.
+const ELSEWHERE_PAUSE: Duration = Duration::from_millis(20);
+
 /// How many logs are read at once to push from them.
 const READS_AT_ONCE: usize = 16;
 
 /// How many locks order the subscriptions and their ends, each for a part of the channels.
 const ORDER_LOCKS: usize = 64;
 
-/// Which servers there are.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Servers {
-    /// One, or one address behind which is the master.
-    Standalone {
-        /// `redis://HOST:PORT`, `rediss://HOST:PORT` for TLS.
-        url: String,
-    },
-    /// Sentinels, which are asked in this order for the master.
-    Sentinel {
-        /// `redis://HOST:PORT` of each; with `rediss://` the master is reached over TLS too.
-        urls: Vec<String>,
-        /// The name that they know it by.
-        master: String,
-    },
-}
-
-/// The bounds of a Redis engine.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Settings {
-    /// Where.
-    pub servers: Servers,
-    /// For the servers, not for sentinels.
-    pub username: Option<String>,
-    /// For the servers, not for sentinels.
-    pub password: Option<String>,
-    /// CAs in PEM that servers and sentinels are verified by over TLS, in place of the system's.
-    pub ca: Option<Vec<u8>>,
-    /// What is kept of each channel.
-    pub retention: Retention,
-    /// How long a message's id is remembered. Default 5 minutes.
-    pub dedupe_window: Duration,
-    /// For every command, and for each step of connecting. Default 2 s.
-    pub timeout: Duration,
-    /// How often the engine is asked whether it lives. After three without an answer the connections are made anew.
-    /// Default 1 s.
-    pub heartbeat: Duration,
-    /// The longest time between two tries to connect; the first is after a tenth of a second. Default 5 s.
-    pub max_backoff: Duration,
-    /// Subscriptions. Default 1,000,000. When it is passed, a subscription fails.
-    pub max_subscriptions: usize,
-}
-
-impl Settings {
-    /// The defaults for these servers.
-    pub fn new(servers: Servers) -> Self {
-        Self {
-            servers,
-            username: None,
-            password: None,
-            ca: None,
-            retention: Retention::default(),
-            dedupe_window: DEDUPE_WINDOW,
-            timeout: Duration::from_secs(2),
-            heartbeat: Duration::from_secs(1),
-            max_backoff: Duration::from_secs(5),
-            max_subscriptions: 1_000_000,
-        }
-    }
-}
-
-impl std::fmt::Debug for Settings {
-    /// Without the password, and without URLs, which may have one.
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Settings").field("retention", &self.retention).finish_non_exhaustive()
-    }
-}
-
 /// The engine. Its connections end when it is dropped.
 #[derive(Debug)]
 pub struct RedisEngine {
     shared: Arc<Shared>,
-    supervisor: JoinHandle<()>,
+    _supervisor: Task,
 }
+
+/// A task that ends when this is dropped.
+#[derive(Debug)]
+struct Task(JoinHandle<()>);
 
 /// What the tasks of an engine share.
 #[derive(Debug)]
@@ -131,13 +85,17 @@ struct Shared {
     settings: Settings,
     /// Tells the heartbeats of this engine from those of others.
     node: u64,
-    session: Mutex<Result<Session, EngineError>>,
+    routes: Mutex<Routes>,
+    /// What was last told of the engine as a whole.
+    told: Mutex<Option<Result<(), EngineError>>>,
+    sessions: AtomicU64,
+    /// Notified when a Cluster's nodes may not have what they had.
+    refresh: Notify,
     subscriptions: Mutex<Subscriptions>,
     /// The server gets a channel's SUBSCRIBE and UNSUBSCRIBE in the order in which the subscriptions changed.
     order: Vec<tokio::sync::Mutex<()>>,
     reads: Arc<Semaphore>,
-    /// When a heartbeat last came back, and by which session.
-    heard: Mutex<Option<(u64, Instant)>>,
+    ingest: Ingest,
     events: broadcast::Sender<Event>,
 }
 
@@ -148,30 +106,43 @@ impl RedisEngine {
     pub fn start(region: Region, settings: Settings) -> Self {
         let shared = Arc::new(Shared {
             region,
+            ingest: Ingest::new(settings.ingest.clone()),
             settings,
             node: rand::random(),
-            session: Mutex::new(Err(EngineError::Unreachable)),
+            routes: Mutex::new(Routes::new()),
+            told: Mutex::new(None),
+            sessions: AtomicU64::new(0),
+            refresh: Notify::new(),
             subscriptions: Mutex::default(),
             order: (0..ORDER_LOCKS).map(|_| tokio::sync::Mutex::new(())).collect(),
             reads: Arc::new(Semaphore::new(READS_AT_ONCE)),
-            heard: Mutex::new(None),
             events: broadcast::Sender::new(EVENTS_KEPT),
         });
-        Self { supervisor: tokio::spawn(supervisor::run(shared.clone())), shared }
+        let also = shared.clone();
+        let supervisor = tokio::spawn(async move {
+            match also.settings.servers.clone() {
+                Servers::Cluster { urls } => cluster::run(also, urls).await,
+                Servers::Standalone { .. } | Servers::Sentinel { .. } => {
+                    let (_all, wanted) = watch::channel(Partitions::ALL);
+                    supervisor::keep(also, Target::Master, wanted).await;
+                }
+            }
+        });
+        Self { shared, _supervisor: Task(supervisor) }
     }
 
-    /// Whether it is connected now, and if not, why.
+    /// Whether it is connected now, to all servers that it needs, and if not, why.
     ///
     /// # Errors
     /// What the last try to connect came to.
     pub fn status(&self) -> Result<(), EngineError> {
-        self.shared.session().map(drop)
+        self.shared.status()
     }
 }
 
-impl Drop for RedisEngine {
+impl Drop for Task {
     fn drop(&mut self) {
-        self.supervisor.abort();
+        self.0.abort();
     }
 }
 
@@ -183,42 +154,39 @@ impl Engine for RedisEngine {
 
     async fn publish(&self, channel: &Channel, item: &Item) -> Result<Published, PublishError> {
         let shared = &self.shared;
+        if shared.ingest.has(channel) {
+            return Err(PublishError::not_stored(EngineError::Foreign));
+        }
         item.check_size(&shared.settings.retention)?;
-        let session = shared.session().map_err(PublishError::not_stored)?;
-        let settings = &shared.settings;
-        let mut script = PUBLISH.prepare_invoke();
-        script
-            .key(keys::stream(channel))
-            .key(keys::log(channel))
-            .key(keys::dedupe(channel, &item.id))
-            .arg(&item.payload[..])
-            .arg(item.id.as_str())
-            .arg(session.lineage.as_str())
-            .arg(format!("{:08x}", rand::random::<u32>()))
-            .arg(settings.retention.max_entries.max(1))
-            .arg(settings.retention.max_bytes)
-            .arg(millis(settings.retention.max_age))
-            .arg(millis(LOG_LIFE))
-            .arg(millis(settings.dedupe_window))
-            .arg(keys::push(channel))
-            .arg(session.publish_command());
-        let mut commands = session.commands.clone();
-        match shared.within(&session, script.invoke_async(&mut commands)).await {
-            Ok(answer) => wire::published(answer, &shared.region)
-                .map_err(|reason| PublishError { reason, stored: Stored::Unknown }),
-            Err(None) => Err(PublishError { reason: EngineError::TimedOut, stored: Stored::Unknown }),
-            Err(Some(error)) => Err(wire::publish_error(&error)),
+        let until = Instant::now() + shared.settings.timeout;
+        loop {
+            match shared.publish(channel, item).await {
+                Err(error)
+                    if shared.is_cluster()
+                        && error.stored == Stored::No
+                        && wire::is_elsewhere(&error.reason)
+                        && Instant::now() < until => {}
+                answer => return answer,
+            }
+            tokio::time::sleep(ELSEWHERE_PAUSE).await;
         }
     }
 
     async fn subscribe(&self, channel: &Channel, sink: &Sink) -> Result<Position, EngineError> {
         let (shared, channel, sink) = (self.shared.clone(), channel.clone(), sink.clone());
         // In a task of its own, so that a caller who gives up leaves nothing half done.
-        let started = tokio::spawn(async move { shared.subscribe(&channel, &sink).await });
+        let started = tokio::spawn(async move {
+            if shared.ingest.has(&channel) {
+                let _order = shared.order_of(&channel).lock().await;
+                return shared.subscribe_foreign(&channel, &sink).await;
+            }
+            shared.subscribe(&channel, &sink).await
+        });
         started.await.unwrap_or(Err(EngineError::Unreachable))
     }
 
     async fn unsubscribe(&self, channel: &Channel) {
+        self.shared.ingest.unsubscribe(channel);
         let (shared, channel) = (self.shared.clone(), channel.clone());
         if !shared.subscriptions.lock().end(&channel) {
             return;
@@ -228,8 +196,19 @@ impl Engine for RedisEngine {
     }
 
     async fn read(&self, channel: &Channel, after: Option<&Position>, limit: ReadLimit) -> Result<Slice, EngineError> {
-        let session = self.shared.session()?;
-        self.shared.read(&session, channel, after, limit).await
+        if self.shared.ingest.has(channel) {
+            return self.shared.read_foreign(channel, after, limit).await;
+        }
+        let route = self.shared.route(channel)?;
+        self.shared.read(&route.session, channel, after, limit).await
+    }
+
+    fn is_foreign(&self, channel: &Channel) -> bool {
+        self.shared.ingest.has(channel)
+    }
+
+    async fn read_back(&self, channel: &Channel, to: &Position) -> Result<Vec<Entry>, EngineError> {
+        self.shared.read_back_foreign(channel, to).await
     }
 
     fn capabilities(&self) -> Capabilities {
@@ -247,29 +226,122 @@ impl Engine for RedisEngine {
 }
 
 impl Shared {
-    /// The session of now.
-    fn session(&self) -> Result<Session, EngineError> {
-        self.session.lock().clone()
+    fn is_cluster(&self) -> bool {
+        matches!(self.settings.servers, Servers::Cluster { .. })
     }
 
-    fn is_current(&self, session: &Session) -> bool {
-        self.session.lock().as_ref().is_ok_and(|current| current.number == session.number)
+    fn serves_foreign(&self) -> bool {
+        !self.ingest.is_empty() && !self.is_cluster()
     }
 
-    /// Waits for an answer, no longer than the time-out, and ends the session where its failure says so. `None` is the
-    /// time-out.
+    fn next_session(&self) -> u64 {
+        self.sessions.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// The way to a channel's server now.
+    fn route(&self, channel: &Channel) -> Result<Route, EngineError> {
+        self.routes.lock().to(keys::partition(channel))
+    }
+
+    fn is_current(&self, channel: &Channel, route: &Route) -> bool {
+        self.routes.lock().is_current(keys::partition(channel), route)
+    }
+
+    fn status(&self) -> Result<(), EngineError> {
+        self.routes.lock().status()
+    }
+
+    /// A session is asked for these partitions from now on.
+    fn taken_over(&self, partitions: Partitions, session: &Arc<Session>) {
+        let changes = self.routes.lock().take_over(partitions, session);
+        self.tell_status();
+        for (from, to) in changes {
+            self.tell(Event::LineageChanged { from, to });
+        }
+    }
+
+    /// A session is lost, before or after it took over what is wanted of it.
+    fn lost(&self, session: &Session, wanted: Partitions, reason: &EngineError) {
+        self.routes.lock().lose(session.number, reason);
+        self.closed(wanted, reason);
+        self.tell(Event::Disrupted(Scope::All));
+    }
+
+    /// Nobody can be asked for these partitions.
+    fn closed(&self, partitions: Partitions, reason: &EngineError) {
+        self.routes.lock().close(partitions, reason);
+        self.tell_status();
+    }
+
+    /// Tells how the engine is as a whole, if that is news.
+    fn tell_status(&self) {
+        let mut told = self.told.lock();
+        let status = self.status();
+        if told.as_ref() == Some(&status) {
+            return;
+        }
+        *told = Some(status.clone());
+        self.tell(status.map_or_else(Event::Down, |()| Event::Up));
+    }
+
+    fn beat(&self, engine_ms: u64, round_trip: Duration) {
+        self.tell(Event::Heartbeat { engine_ms, round_trip });
+    }
+
+    /// Waits for an answer about a partition, no longer than the time-out, and ends the session or looks for another
+    /// server where its failure says so. `None` is the time-out.
     async fn within<T>(
         &self,
         session: &Session,
+        partition: Partition,
         answer: impl Future<Output = RedisResult<T>>,
     ) -> Result<T, Option<redis::RedisError>> {
         let answer = tokio::time::timeout(self.settings.timeout, answer).await.map_err(|_| None)?;
         answer.map_err(|error| {
             if wire::ends_session(&error) {
-                session.lost.notify_one();
+                session.link.lost.notify_one();
+            } else if error.code() == Some("MOVED") {
+                self.gone(&session.link, partition);
+            } else if error.code() == Some("CLUSTERDOWN") {
+                self.refresh.notify_one();
             }
             Some(error)
         })
+    }
+
+    /// A server of a Cluster said that it has a partition no more.
+    fn gone(&self, link: &Link, partition: Partition) {
+        link.gone(partition);
+        self.refresh.notify_one();
+    }
+
+    async fn publish(&self, channel: &Channel, item: &Item) -> Result<Published, PublishError> {
+        let Route { session, .. } = self.route(channel).map_err(PublishError::not_stored)?;
+        let settings = &self.settings;
+        let mut script = PUBLISH.prepare_invoke();
+        script
+            .key(keys::stream(channel))
+            .key(keys::log(channel))
+            .key(keys::dedupe(channel, &item.id))
+            .arg(&item.payload[..])
+            .arg(item.id.as_str())
+            .arg(session.lineage.as_str())
+            .arg(format!("{:08x}", rand::random::<u32>()))
+            .arg(settings.retention.max_entries.max(1))
+            .arg(settings.retention.max_bytes)
+            .arg(millis(settings.retention.max_age))
+            .arg(millis(LOG_LIFE))
+            .arg(millis(settings.dedupe_window))
+            .arg(keys::push(channel))
+            .arg(session.publish_command());
+        let mut commands = session.commands.clone();
+        match self.within(&session, keys::partition(channel), script.invoke_async(&mut commands)).await {
+            Ok(answer) => {
+                wire::published(answer, &self.region).map_err(|reason| PublishError { reason, stored: Stored::Unknown })
+            }
+            Err(None) => Err(PublishError { reason: EngineError::TimedOut, stored: Stored::Unknown }),
+            Err(Some(error)) => Err(wire::publish_error(&error)),
+        }
     }
 
     async fn read(
@@ -293,7 +365,7 @@ impl Shared {
             .arg(limit.max_entries)
             .arg(limit.max_bytes);
         let mut reads = session.reads.clone();
-        match self.within(session, script.invoke_async(&mut reads)).await {
+        match self.within(session, keys::partition(channel), script.invoke_async(&mut reads)).await {
             Ok(answer) => wire::slice(answer, &self.region, &session.lineage, after),
             Err(None) => Err(EngineError::TimedOut),
             Err(Some(error)) => Err(wire::error(&error)),
@@ -302,7 +374,7 @@ impl Shared {
 
     async fn subscribe(self: Arc<Self>, channel: &Channel, sink: &Sink) -> Result<Position, EngineError> {
         let _order = self.order_of(channel).lock().await;
-        let session = self.session()?;
+        let route = self.route(channel)?;
         let reading = {
             let mut subscriptions = self.subscriptions.lock();
             if subscriptions.len() >= self.settings.max_subscriptions && !subscriptions.contains(channel) {
@@ -310,27 +382,29 @@ impl Shared {
             }
             subscriptions.start(channel, sink)
         };
-        let top = self.acknowledge(&session, &reading).await;
+        let top = self.acknowledge(&route, &reading).await;
         if top.is_err() {
             self.subscriptions.lock().give_up_start(&reading);
             // The server may have taken it.
-            let _ = self.within(&session, session.unsubscribe(&[keys::push(channel)])).await;
+            let (session, names) = (&route.session, [keys::push(channel)]);
+            let _ = self.within(session, keys::partition(channel), session.unsubscribe(&names)).await;
         }
         top
     }
 
     /// The first reading of a subscription: where it begins.
-    async fn acknowledge(self: &Arc<Self>, session: &Session, reading: &Reading) -> Result<Position, EngineError> {
+    async fn acknowledge(self: &Arc<Self>, route: &Route, reading: &Reading) -> Result<Position, EngineError> {
+        let (session, partition) = (&route.session, keys::partition(&reading.channel));
         let names = [keys::push(&reading.channel)];
         let failed =
             |error: Option<redis::RedisError>| error.map_or(EngineError::TimedOut, |error| wire::error(&error));
-        self.within(session, session.subscribe(&names)).await.map_err(failed)?;
+        self.within(session, partition, session.subscribe(&names)).await.map_err(failed)?;
         let limit = ReadLimit { max_entries: 1, max_bytes: 0 };
         let slice = self.read(session, &reading.channel, None, limit).await?;
         // Locked while it becomes live, so that a session that is lost meanwhile either finds it live, and makes it anew,
         // or is seen here.
-        let current = self.session.lock();
-        if !current.as_ref().is_ok_and(|current| current.number == session.number) {
+        let routes = self.routes.lock();
+        if !routes.is_current(partition, route) {
             return Err(EngineError::Unreachable);
         }
         let mut subscriptions = self.subscriptions.lock();
@@ -340,7 +414,7 @@ impl Shared {
         let top = slice.top.clone();
         let step = subscriptions.read(reading, slice);
         drop(subscriptions);
-        drop(current);
+        drop(routes);
         self.go_on(&reading.channel, step);
         Ok(top)
     }
@@ -350,8 +424,9 @@ impl Shared {
         if self.subscriptions.lock().contains(channel) {
             return;
         }
-        if let Ok(session) = self.session() {
-            let _ = self.within(&session, session.unsubscribe(&[keys::push(channel)])).await;
+        if let Ok(Route { session, .. }) = self.route(channel) {
+            let names = [keys::push(channel)];
+            let _ = self.within(&session, keys::partition(channel), session.unsubscribe(&names)).await;
         }
     }
 
@@ -362,25 +437,35 @@ impl Shared {
     }
 
     /// What the server pushed. Called by the task that reads the connection: it must not wait.
-    fn pushed(self: &Arc<Self>, session: u64, lost: &tokio::sync::Notify, info: PushInfo) {
+    fn pushed(self: &Arc<Self>, session: u64, link: &Link, info: PushInfo) {
         match info.kind {
-            PushKind::Disconnection => lost.notify_one(),
+            PushKind::Disconnection => link.lost.notify_one(),
+            // One that was asked for has no subscription any more.
+            PushKind::SUnsubscribe => {
+                let Some(Value::BulkString(name)) = info.data.first() else { return };
+                let Ok(name) = std::str::from_utf8(name) else { return };
+                let beats_in = link.beats_in.lock().filter(|in_it| name == keys::heartbeat(*in_it, self.node));
+                let wanted = keys::pushed(name).filter(|channel| self.subscriptions.lock().contains(channel));
+                if let Some(partition) = beats_in.or(wanted.as_ref().map(keys::partition)) {
+                    self.gone(link, partition);
+                }
+            }
             PushKind::Message | PushKind::SMessage => {
                 let Ok([Value::BulkString(name), Value::BulkString(message)]) = <[Value; 2]>::try_from(info.data)
                 else {
                     return;
                 };
                 let Ok(name) = std::str::from_utf8(&name) else { return };
-                if name == keys::heartbeat(self.node) {
-                    *self.heard.lock() = Some((session, Instant::now()));
+                if link.beats_in.lock().is_some_and(|in_it| name == keys::heartbeat(in_it, self.node)) {
+                    *link.heard.lock() = Some(Instant::now());
                     return;
                 }
                 // A connection may outlive its session for as long as an answer is waited for, and then speak for a
                 // process that is not asked any more.
-                if !self.session.lock().as_ref().is_ok_and(|current| current.number == session) {
+                let Some(channel) = keys::pushed(name) else { return };
+                if !self.routes.lock().leads_to(keys::partition(&channel), session) {
                     return;
                 }
-                let Some(channel) = keys::pushed(name) else { return };
                 let entry = wire::push(message.into(), &self.region);
                 let mut subscriptions = self.subscriptions.lock();
                 let step = match entry {
@@ -414,8 +499,8 @@ impl Shared {
         let mut tries = 0;
         while self.subscriptions.lock().is_current(&reading) {
             // Without a session the next one reads.
-            let Ok(session) = self.session() else { return };
-            match self.read(&session, &reading.channel, reading.after.as_ref(), PART).await {
+            let Ok(route) = self.route(&reading.channel) else { return };
+            match self.read(&route.session, &reading.channel, reading.after.as_ref(), PART).await {
                 Ok(slice) => {
                     tries = 0;
                     let (outcome, disrupted) = self.subscriptions.lock().read(&reading, slice);
@@ -427,7 +512,7 @@ impl Shared {
                         Outcome::Done => return,
                     }
                 }
-                Err(_) if !self.is_current(&session) => return,
+                Err(_) if !self.is_current(&reading.channel, &route) => return,
                 Err(_) => {
                     tries += 1;
                     if tries >= READ_TRIES {

@@ -111,12 +111,12 @@ impl Subscriptions {
         }
     }
 
-    /// A new session: every log that was pushed from has to be read, once the server has acknowledged the subscription.
-    /// Those whose start is not finished are left to whoever started them.
-    pub fn restart(&mut self) -> Vec<Reading> {
+    /// A new session for some channels: each of their logs that was pushed from has to be read, once the server has
+    /// acknowledged the subscription. Those whose start is not finished are left to whoever started them.
+    pub fn restart(&mut self, is_concerned: impl Fn(&Channel) -> bool) -> Vec<Reading> {
         let mut attempts = self.attempts;
         let mut readings = Vec::new();
-        for (channel, subscription) in &mut self.channels {
+        for (channel, subscription) in self.channels.iter_mut().filter(|(channel, _)| is_concerned(channel)) {
             let last = match &subscription.state {
                 State::Live(last) | State::Reading { last: Some(last), .. } => last.clone(),
                 State::Reading { last: None, .. } => continue,
@@ -403,7 +403,8 @@ mod tests {
     fn a_new_session_reads_from_the_last_position_and_an_older_reading_has_no_say() {
         let (mut all, mut source) = live();
         let old = read(all.pushed(&channel(), entry("x1", 6)));
-        let new = all.restart();
+        assert_eq!(all.restart(|_| false), []);
+        let new = all.restart(|_| true);
         assert_eq!(new.len(), 1);
         assert_eq!(new[0].after, Some(position("x1", 3)));
         assert_eq!(all.read(&old, slice("x1", 1, 4, 6, 6)), (Outcome::Done, false));
@@ -418,7 +419,7 @@ mod tests {
         let (sink, _source) = sink(SinkLimit::default());
         let mut all = Subscriptions::default();
         let first = all.start(&channel(), &sink);
-        assert_eq!(all.restart(), []);
+        assert_eq!(all.restart(|_| true), []);
         let second = all.start(&channel(), &sink);
         all.give_up_start(&first);
         assert!(all.contains(&channel()));

@@ -1,16 +1,20 @@
-//! Keeps a Redis engine connected: connects, makes subscriptions anew, watches, and begins again when a session is lost.
+//! Keeps an engine connected to one server: connects, makes subscriptions anew, watches, and begins again when a session
+//! is lost. A Cluster has one of these for each of its masters.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use redis::Value;
-use tokio::sync::Notify;
+use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 
-use super::super::engine::{EngineError, Event, Scope};
-use super::super::position::Epoch;
-use super::session::Session;
-use super::{Servers, Shared, keys};
+use super::super::engine::EngineError;
+use super::routes::Partitions;
+use super::session::{Link, Session, Target};
+use super::settings::Servers;
+use super::subscriptions::Reading;
+use super::{Shared, Task, ingest, keys, wire};
 
 /// The first time between two tries to connect.
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
@@ -21,35 +25,22 @@ const SUBSCRIPTIONS_AT_ONCE: usize = 256;
 /// After so many heartbeats without an answer, or that did not come back, a session is lost.
 const MISSED_HEARTBEATS: u32 = 3;
 
-/// Runs until the engine is dropped.
-pub async fn run(shared: Arc<Shared>) {
-    let mut lineage: Option<Epoch> = None;
-    let mut told: Option<EngineError> = None;
+/// Runs until it is dropped. `wanted` says what the server is to be asked for.
+pub async fn keep(shared: Arc<Shared>, target: Target, mut wanted: watch::Receiver<Partitions>) {
     let mut failures = 0;
-    for number in 0.. {
-        match connect(&shared, number).await {
+    loop {
+        match connect(&shared, &target).await {
             Ok(session) => {
                 failures = 0;
-                let before = lineage.replace(session.lineage.clone());
-                *shared.session.lock() = Ok(session.clone());
-                shared.tell(Event::Up);
-                if let Some(from) = before.filter(|from| *from != session.lineage) {
-                    shared.tell(Event::LineageChanged { from, to: session.lineage.clone() });
-                }
-                let reason = serve(&shared, &session).await;
-                *shared.session.lock() = Err(reason.clone());
-                told = Some(reason.clone());
-                shared.tell(Event::Down(reason));
-                shared.tell(Event::Disrupted(Scope::All));
+                let session = Arc::new(session);
+                let reason = serve(&shared, &session, &mut wanted).await;
+                // Borrowed for as long as it takes: what is wanted does not change meanwhile.
+                shared.lost(&session, *wanted.borrow(), &reason);
             }
-            Err(error) => {
-                *shared.session.lock() = Err(error.clone());
-                // Once for each reason, not at every try.
-                if told.replace(error.clone()) != Some(error.clone()) {
-                    shared.tell(Event::Down(error));
-                }
-            }
+            Err(error) => shared.closed(*wanted.borrow(), &error),
         }
+        // Maybe another server has what this one had.
+        shared.refresh.notify_one();
         failures += 1;
         tokio::time::sleep(backoff(failures, shared.settings.max_backoff)).await;
     }
@@ -62,10 +53,11 @@ pub fn backoff(failures: u32, max: Duration) -> Duration {
     doubled.min(max).mul_f64(rand::random_range(0.5..=1.0))
 }
 
-async fn connect(shared: &Arc<Shared>, number: u64) -> Result<Session, EngineError> {
-    let lost = Arc::new(Notify::new());
+async fn connect(shared: &Arc<Shared>, target: &Target) -> Result<Session, EngineError> {
+    let number = shared.next_session();
+    let link = Arc::new(Link::default());
     // Weak, since the connection's task lives as long as the connection is used.
-    let (weak, also) = (Arc::downgrade(shared), lost.clone());
+    let (weak, also) = (Arc::downgrade(shared), link.clone());
     let on_push = move |info| {
         if let Some(shared) = weak.upgrade() {
             shared.pushed(number, &also, info);
@@ -73,26 +65,70 @@ async fn connect(shared: &Arc<Shared>, number: u64) -> Result<Session, EngineErr
     };
     // Each step has a time-out of its own; this is for those that have none, such as looking names up.
     let sentinels = match &shared.settings.servers {
-        Servers::Standalone { .. } => 0,
         Servers::Sentinel { urls, .. } => u32::try_from(urls.len()).unwrap_or(u32::MAX),
+        Servers::Standalone { .. } | Servers::Cluster { .. } => 0,
     };
     let whole = shared.settings.timeout.saturating_mul(sentinels.saturating_mul(2).saturating_add(8));
-    let session = Session::connect(&shared.settings, &shared.region, number, lost, on_push);
-    let session = tokio::time::timeout(whole, session).await.map_err(|_| EngineError::TimedOut)??;
-    let names = [keys::heartbeat(shared.node)];
-    let heartbeat = tokio::time::timeout(shared.settings.timeout, session.subscribe(&names)).await;
-    heartbeat.map_err(|_| EngineError::TimedOut)?.map_err(|error| super::wire::error(&error))?;
-    Ok(session)
+    let session = Session::connect(&shared.settings, &shared.region, target, number, link, on_push);
+    tokio::time::timeout(whole, session).await.map_err(|_| EngineError::TimedOut)?
 }
 
-/// Makes all subscriptions anew and watches the session until it is lost. Says why it was.
-async fn serve(shared: &Arc<Shared>, session: &Session) -> EngineError {
-    let readings = shared.subscriptions.lock().restart();
-    let resubscribe = async {
+/// Takes over what is wanted of the server, watches the session until it is lost, and says why it was.
+async fn serve(shared: &Arc<Shared>, session: &Arc<Session>, wanted: &mut watch::Receiver<Partitions>) -> EngineError {
+    let watching = watch(shared, session);
+    tokio::pin!(watching);
+    let foreign = shared.serves_foreign().then(|| tokio::spawn(ingest::serve(shared.clone(), session.clone())));
+    let _foreign = foreign.map(Task);
+    let mut served = Partitions::default();
+    loop {
+        let all = *wanted.borrow_and_update();
+        // What moved away and is wanted nevertheless has come back, or never went.
+        let new = all.without(served.without(session.link.take_gone()));
+        served = all;
+        let renewed = async {
+            take_over(shared, session, new, all).await?;
+            // Without anybody who wants anything there is nothing to be done.
+            wanted.changed().await.map_err(|_| EngineError::Unreachable)
+        };
+        let result = tokio::select! {
+            // Dropped together with the session: nothing in these has to come to an end.
+            result = renewed => result,
+            reason = &mut watching => Err(reason),
+            () = session.link.lost.notified() => Err(EngineError::Unreachable),
+        };
+        if let Err(reason) = result {
+            return reason;
+        }
+    }
+}
+
+/// Asks the session for these partitions from now on, and makes their subscriptions anew.
+async fn take_over(
+    shared: &Arc<Shared>,
+    session: &Arc<Session>,
+    new: Partitions,
+    all: Partitions,
+) -> Result<(), EngineError> {
+    beat_in(shared, session, new, all).await?;
+    if new.is_empty() {
+        return Ok(());
+    }
+    if shared.is_cluster() {
+        session.guard(new, &shared.region).await?;
+    }
+    shared.taken_over(new, session);
+    let mut readings: BTreeMap<_, Vec<Reading>> = BTreeMap::new();
+    for reading in shared.subscriptions.lock().restart(|channel| new.contains(keys::partition(channel))) {
+        readings.entry(keys::partition(&reading.channel)).or_default().push(reading);
+    }
+    for (partition, readings) in readings {
         for part in readings.chunks(SUBSCRIPTIONS_AT_ONCE) {
             let names: Vec<_> = part.iter().map(|reading| keys::push(&reading.channel)).collect();
-            if shared.within(session, session.subscribe(&names)).await.is_err() {
-                return EngineError::Unreachable;
+            match shared.within(session, partition, session.subscribe(&names)).await {
+                Ok(()) => {}
+                // It has moved on meanwhile: whoever takes it over begins anew.
+                Err(Some(error)) if wire::is_elsewhere(&wire::error(&error)) => break,
+                Err(_) => return Err(EngineError::Unreachable),
             }
             for reading in part {
                 // Waited for here, so that there are not as many tasks as there are channels.
@@ -108,14 +144,28 @@ async fn serve(shared: &Arc<Shared>, session: &Session) -> EngineError {
                 }
             }
         }
-        std::future::pending().await
-    };
-    tokio::select! {
-        // Dropped together with the session: nothing in these has to come to an end.
-        reason = resubscribe => reason,
-        reason = watch(shared, session) => reason,
-        () = session.lost.notified() => EngineError::Unreachable,
     }
+    Ok(())
+}
+
+/// Has heartbeats sent in a partition that the server has, and listens for them.
+async fn beat_in(shared: &Arc<Shared>, session: &Session, new: Partitions, all: Partitions) -> Result<(), EngineError> {
+    let now = *session.link.beats_in.lock();
+    if now.is_some_and(|partition| all.contains(partition) && !new.contains(partition)) {
+        return Ok(());
+    }
+    let chosen = all.iter().next();
+    if let Some(partition) = chosen {
+        let names = [keys::heartbeat(partition, shared.node)];
+        match shared.within(session, partition, session.subscribe(&names)).await {
+            Ok(()) => {}
+            Err(None) => return Err(EngineError::TimedOut),
+            Err(Some(error)) if wire::is_elsewhere(&wire::error(&error)) => {}
+            Err(Some(error)) => return Err(wire::error(&error)),
+        }
+    }
+    *session.link.beats_in.lock() = chosen;
+    Ok(())
 }
 
 /// Asks for the engine's time, and sends a message that has to come back by way of Pub/Sub, until either does not.
@@ -127,17 +177,23 @@ async fn watch(shared: &Arc<Shared>, session: &Session) -> EngineError {
     let mut last_heard = Instant::now();
     loop {
         ticks.tick().await;
+        let Some(partition) = *session.link.beats_in.lock() else {
+            // There is nothing yet that it is asked for.
+            last_heard = Instant::now();
+            continue;
+        };
         let asked = Instant::now();
         let (mut commands, mut reads) = (session.commands.clone(), session.reads.clone());
         let mut pipeline = redis::pipe();
-        pipeline.cmd("TIME").cmd(session.publish_command()).arg(keys::heartbeat(shared.node)).arg("");
+        let heartbeat = keys::heartbeat(partition, shared.node);
+        pipeline.cmd("TIME").cmd("INFO").arg("replication").cmd(session.publish_command()).arg(heartbeat).arg("");
         // Reads may be rare, and a server may close a connection that is idle.
         let ping = redis::cmd("PING");
         let (answer, _) = tokio::join!(
-            shared.within(session, pipeline.query_async::<((u64, u64), Value)>(&mut commands)),
-            shared.within(session, ping.query_async::<Value>(&mut reads)),
+            shared.within(session, partition, pipeline.query_async::<((u64, u64), String, Value)>(&mut commands)),
+            shared.within(session, partition, ping.query_async::<Value>(&mut reads)),
         );
-        let Ok(((seconds, micros), _)) = answer else {
+        let Ok(((seconds, micros), role, _)) = answer else {
             missed += 1;
             if missed >= MISSED_HEARTBEATS {
                 return EngineError::TimedOut;
@@ -147,11 +203,15 @@ async fn watch(shared: &Arc<Shared>, session: &Session) -> EngineError {
             continue;
         };
         missed = 0;
-        let heard = shared.heard.lock().filter(|(number, _)| *number == session.number).map(|(_, at)| at);
-        if let Some(at) = heard.filter(|at| *at > last_heard) {
+        // A Cluster's replica serves Pub/Sub of its shard, but what its master pushes may be lost on the way to it.
+        if !role.lines().any(|line| line == "role:master") {
+            return EngineError::Refused { code: "READONLY".to_owned() };
+        }
+        let heard = session.link.heard.lock().filter(|at| *at > last_heard);
+        if let Some(at) = heard {
             last_heard = at;
             let engine_ms = seconds.saturating_mul(1000).saturating_add(micros / 1000);
-            shared.tell(Event::Heartbeat { engine_ms, round_trip: asked.elapsed() });
+            shared.beat(engine_ms, asked.elapsed());
         } else if last_heard.elapsed() > deaf_after {
             // It answers, but what is published does not arrive.
             return EngineError::TimedOut;

@@ -28,6 +28,15 @@ const NOT_BEGUN: [&str; 14] = [
 /// Error codes of a server that is not, or not yet, the one to ask.
 const NOT_THE_MASTER: [&str; 4] = ["LOADING", "MASTERDOWN", "READONLY", "UNBLOCKED"];
 
+/// Error codes of a Cluster's node that has not the keys it was asked for, or not all of them.
+pub const IS_ELSEWHERE: [&str; 3] = ["ASK", "MOVED", "TRYAGAIN"];
+
+/// Whether a Cluster may do soon, and maybe by another node, what it did not do now.
+pub fn is_elsewhere(reason: &EngineError) -> bool {
+    let passes = |code: &str| IS_ELSEWHERE.contains(&code) || code == "CLUSTERDOWN";
+    matches!(reason, EngineError::Refused { code } if passes(code))
+}
+
 /// The answer cannot be read.
 pub fn malformed(what: &'static str) -> EngineError {
     EngineError::Malformed { what }

@@ -273,8 +273,9 @@ impl Request<'_> {
     }
 
     fn held(&self, hold: instruct::Hold, meta: Meta) -> pingora::Result<Held> {
-        let RuleBackplane { shared, queue, .. } = self.backplane()?;
-        Ok(Held::new(shared.hub.join(*queue), hold, meta, &shared.limits))
+        let backplane = self.backplane()?;
+        let member = backplane.member(&self.plain.routed.rule.metrics);
+        Ok(Held::new(member, hold, meta, &backplane.shared.limits))
     }
 
     /// Sends a response, and behind its body what is published, until it ends.
