@@ -10,9 +10,22 @@ const FOLDER = fileURLToPath(new URL("../../target/faults/", import.meta.url));
 /** Every fault on every engine that it applies to. */
 export const pairs = (cases) => cases.flatMap((each) => each.engines.map((engine) => ({ fault: each, engine })));
 
+const worlds = new Set();
+
+/** Ends the processes of the runs that go on, when this one is ended. */
+export function endWithMe() {
+  for (const signal of ["SIGINT", "SIGTERM"]) {
+    process.once(signal, () => {
+      for (const world of worlds) world.killAll();
+      process.exit(130);
+    });
+  }
+}
+
 /** Answers `{ counts, violations, file }`. */
 export async function play({ fault, engine, seed, long }) {
   const world = await World.start({ ...fault.options, ...(long ? fault.long : {}), engine, seed, title: fault.name });
+  worlds.add(world);
   let failure;
   try {
     world.traffic();
@@ -22,6 +35,7 @@ export async function play({ fault, engine, seed, long }) {
     failure = error;
   } finally {
     await world.stop();
+    worlds.delete(world);
   }
   await mkdir(FOLDER, { recursive: true });
   const file = `${FOLDER}${fault.name.replaceAll(/[^\w]+/g, "-")}-${engine}-${seed}.jsonl`;

@@ -3,7 +3,7 @@
 //   node run.mjs [SEEDS] [FIRST]     8 seeds by default, from one that the clock gives
 
 import { CASES } from "./cases.mjs";
-import { explain, pairs, play } from "./play.mjs";
+import { endWithMe, explain, pairs, play } from "./play.mjs";
 
 const seeds = Number(process.argv[2] ?? 8);
 const first = Number(process.argv[3] ?? Date.now() % 1_000_000);
@@ -30,6 +30,7 @@ async function worker() {
   }
 }
 
+endWithMe();
 const order = pairs(CASES).map(({ fault, engine }) => `${fault.name} | ${engine}`);
 await Promise.all(Array.from({ length: AT_ONCE }, worker));
 

@@ -244,6 +244,11 @@ export class World {
     for (const clean of (this.cleanup ?? []).reverse()) await clean();
   }
 
+  /** Ends all processes of the run, at once. */
+  killAll() {
+    for (const { child } of [...this.gates, this.redis ?? {}]) child?.kill("SIGKILL");
+  }
+
   /** What the gateways counted, over those that live. */
   async metric(name, labels) {
     const texts = await Promise.all(this.gates.map((gate) => gate.metrics()));
