@@ -79,7 +79,7 @@ exhaustion: ## Play attacks on memory and CPU time beside legal clients, through
 	  $(CARGO) bench --locked --bench exhaustion; } | tee $(TARGET)/exhaustion.md
 	@mv $(TARGET)/exhaustion.md docs/exhaustion.md
 
-faults: build ## Kill, stop and cut off gateways and Redis under traffic, by many seeds; writes docs/faults.md (12 minutes)
+faults: build ## Kill, stop and cut off gateways and Redis under traffic, by many seeds; writes docs/faults.md (8 minutes)
 	@scripts/setup test
 	@set -o pipefail; { echo "# Faults"; echo; \
 	  echo "By \`make faults\` on $$(date -u +%F) at commit $$(git rev-parse --short HEAD), $$(nproc) cores."; \

@@ -6,6 +6,7 @@
 
 import assert from "node:assert/strict";
 import { setTimeout as sleep } from "node:timers/promises";
+import WebSocket from "ws";
 import { eventually } from "../support.mjs";
 import { Redis } from "./servers.mjs";
 
@@ -246,6 +247,7 @@ export const CASES = [
       for (let round = 0; round < (long ? 3 : 1); round += 1) {
         const cut = () => stuck.codes.filter((code) => code === 1013).length;
         const had = cut();
+        await eventually(() => stuck.socket?.readyState, (state) => state === WebSocket.OPEN);
         const held = stuck.socket;
         held.pause();
         world.record({ e: "stall", session: "stuck" });
