@@ -15,14 +15,16 @@
     )
 )]
 
+pub mod backend;
 pub mod engine;
 pub mod hub;
+pub mod link;
 pub mod memory;
+pub mod over_http;
 pub mod position;
 pub mod recover;
 pub mod redis;
 pub mod rendered;
-
 pub mod sink;
 pub mod subscriber;
 pub mod upstream;

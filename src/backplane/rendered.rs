@@ -35,6 +35,8 @@ pub enum Message {
     },
     /// A Close frame, whole.
     Close(Bytes),
+    /// No frame: a backend over HTTP is to be asked at once.
+    Refresh,
     /// Nothing: it has no form for WebSocket clients, or is not for them.
     Nothing,
 }
@@ -48,7 +50,8 @@ impl Rendered {
                 Message::Send { kind, frame: frame(kind, &content).into(), content, content_filters }
             }
             Some(WsMessage::Close { code, reason }) => Message::Close(close_frame(code.map(CloseCode), &reason).into()),
-            Some(WsMessage::Refresh | WsMessage::Hint) | None => Message::Nothing,
+            Some(WsMessage::Refresh) => Message::Refresh,
+            Some(WsMessage::Hint) | None => Message::Nothing,
         };
         Some(Self { meta: item.meta, id: item.id.unwrap_or_default(), message })
     }

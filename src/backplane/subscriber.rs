@@ -1,7 +1,7 @@
 //! One client of a backend that speaks GRIP: what it is subscribed to, its metadata, and what it is sent of its channels.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -10,10 +10,17 @@ use super::hub::{Depth, From, Member, Notice, Publication};
 use super::position::{Place, Position};
 use super::recover::{Recovery, ReplayLimit};
 use super::rendered::{Message, close_frame, frame};
-use crate::grip::control::{Control, KeepAlive, KeepAliveMode, Mode, OnGap, Outgoing, Subscribe};
+use crate::grip::control::{Control, DEFAULT_GAP_CODE, KeepAlive, KeepAliveMode, Mode, OnGap, Outgoing, Subscribe};
 use crate::grip::filters::{self, Filters};
 use crate::grip::meta::Meta;
 use crate::grip::{Kind, Limits};
+
+/// What a client is closed with that has missed messages.
+const MISSED: &str = "messages were missed";
+
+/// How often in a row a link may lead to a gap again, before the client is closed: a backend that hands out ids which the
+/// log does not have would be asked for ever.
+const MAX_LINKS: u32 = 3;
 
 /// What a control message asks of the connection besides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +44,21 @@ pub struct Subscriber {
     delayed: Option<(Outgoing, Instant)>,
     /// It fell behind what this node keeps, or its backend asked for its end at a gap.
     over: Option<Over>,
+    /// What its backend is to be asked for, one for each channel. Nothing more is taken of any channel meanwhile.
+    missed: VecDeque<Missed>,
+    /// A backend over HTTP is to be asked at once.
+    refresh: bool,
+}
+
+/// What a client has missed of a channel, and its backend can be asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Missed {
+    /// The channel.
+    pub channel: Channel,
+    /// Where the backend is asked: a path and a query.
+    pub link: String,
+    /// The last id that the client has; empty where it is not known.
+    pub last_id: String,
 }
 
 /// Why a subscriber's session ends.
@@ -51,6 +73,8 @@ struct Subscription {
     filters: Filters,
     on_gap: OnGap,
     last_id: String,
+    /// How often in a row its backend was asked for what was missed, and then there was a gap again.
+    links: u32,
 }
 
 impl Subscriber {
@@ -64,6 +88,8 @@ impl Subscriber {
             keep_alive: None,
             delayed: None,
             over: None,
+            missed: VecDeque::new(),
+            refresh: false,
         }
     }
 
@@ -102,9 +128,6 @@ impl Subscriber {
         if mode == Mode::Latest {
             return Effect::Ignored("mode latest is not in this version");
         }
-        if matches!(recover.on_gap, OnGap::Link(_)) {
-            return Effect::Ignored("on-gap link is not in this version");
-        }
         let Ok(channel) = Channel::new(&channel) else { return Effect::Ignored("the channel's name is too long") };
         let is_new = !self.subscriptions.contains_key(&channel);
         if is_new && self.subscriptions.len() >= self.limits.subscriptions {
@@ -121,7 +144,10 @@ impl Subscriber {
             max_bytes: recover.max_bytes.unwrap_or(u64::MAX),
         };
         self.member.subscribe(&channel, from, limit);
-        let subscription = Subscription { filters, on_gap: recover.on_gap, last_id: prev_id.unwrap_or_default() };
+        let links = self.subscriptions.get(&channel).map_or(0, |subscription| subscription.links);
+        self.missed.retain(|missed| missed.channel != channel);
+        let subscription =
+            Subscription { filters, on_gap: recover.on_gap, last_id: prev_id.unwrap_or_default(), links };
         self.subscriptions.insert(channel, subscription);
         Effect::None
     }
@@ -134,7 +160,7 @@ impl Subscriber {
             self.flush_delayed(out);
         }
         let more = loop {
-            if self.over.is_some() {
+            if self.over.is_some() || !self.missed.is_empty() {
                 break false;
             }
             if out.len() >= most {
@@ -168,15 +194,55 @@ impl Subscriber {
         match notice {
             Notice::Publication(publication) => self.publication(&publication, out),
             Notice::Subscribed { channel, recovery: Recovery::Gap(_), .. } | Notice::Gap { channel, .. } => {
-                match self.subscriptions.get(&channel).map(|subscription| &subscription.on_gap) {
-                    Some(OnGap::Send(content)) => out.extend(frame(Kind::Text, content)),
-                    Some(OnGap::Close(code)) => out.extend(close_frame(Some(*code), "messages were missed")),
-                    Some(OnGap::Ignore | OnGap::Link(_)) | None => {}
+                self.gap(channel, out);
+            }
+            Notice::Subscribed { channel, .. } => {
+                if let Some(subscription) = self.subscriptions.get_mut(&channel) {
+                    subscription.links = 0;
                 }
             }
-            Notice::Subscribed { .. } => {}
             Notice::Overrun(_) => self.over = Some(Over::Overrun),
         }
+    }
+
+    fn gap(&mut self, channel: Channel, out: &mut Vec<u8>) {
+        let Some(subscription) = self.subscriptions.get_mut(&channel) else { return };
+        match &subscription.on_gap {
+            OnGap::Ignore => {}
+            OnGap::Send(content) => out.extend(frame(Kind::Text, content)),
+            OnGap::Close(code) => out.extend(close_frame(Some(*code), MISSED)),
+            OnGap::Link(_) if subscription.links == MAX_LINKS => {
+                out.extend(close_frame(Some(DEFAULT_GAP_CODE), MISSED))
+            }
+            OnGap::Link(link) => {
+                subscription.links += 1;
+                let (link, last_id) = (link.clone(), subscription.last_id.clone());
+                self.missed.push_back(Missed { channel, link, last_id });
+            }
+        }
+    }
+
+    /// What the backend is to be asked for next. Until it has answered nothing
+    /// may be taken of the channels.
+    pub fn next_missed(&mut self) -> Option<Missed> {
+        self.missed.pop_front()
+    }
+
+    /// The backend had nothing for who missed something: the client is closed, so that it knows.
+    pub fn not_retrieved(&mut self, missed: &Missed, out: &mut Vec<u8>) {
+        if self.subscriptions.contains_key(&missed.channel) {
+            out.extend(close_frame(Some(DEFAULT_GAP_CODE), MISSED));
+        }
+    }
+
+    /// Whether its backend is to be asked for something: what was missed, or at once.
+    pub fn wants_backend(&self) -> bool {
+        self.refresh || !self.missed.is_empty()
+    }
+
+    /// Whether a backend over HTTP is to be asked at once, as it has published. Once.
+    pub fn take_refresh(&mut self) -> bool {
+        std::mem::take(&mut self.refresh)
     }
 
     fn publication(&mut self, publication: &Publication, out: &mut Vec<u8>) {
@@ -201,6 +267,7 @@ impl Subscriber {
                 }
             }
             Message::Close(close) => out.extend_from_slice(close),
+            Message::Refresh => self.refresh = true,
             Message::Nothing => {}
         }
         if let Some(subscription) = self.subscriptions.get_mut(&publication.channel) {

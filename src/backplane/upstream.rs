@@ -13,18 +13,24 @@ use std::future::Future as _;
 use std::io;
 use std::os::fd::RawFd;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::time::Sleep;
 
-use super::subscriber::{Effect, Over, Subscriber};
+use super::backend::{Asking, Backend};
+use super::link;
+use super::rendered::{close_frame, frame};
+use super::subscriber::{Effect, Missed, Over, Subscriber};
 use crate::events::Event;
 use crate::grip::Limits;
 use crate::grip::control;
+use crate::grip::events::{EventKind, Events, close_status};
 use crate::grip::extension::OptIn;
-use crate::grip::filter::{Decision, Filter, without};
+use crate::grip::filter::{Decision, Filter, Verdict as Filtered, without};
+use crate::grip::meta::Meta;
 use crate::policy::keepalive::TcpSnapshot;
 use crate::tunnel::{Verdict, Wire};
 use crate::ws::close::CloseCode;
@@ -64,7 +70,6 @@ enum Frame {
 }
 
 /// The stream of a backend that has opted in.
-#[derive(Debug)]
 pub struct GripUpstream<S> {
     /// `None` when the backend has detached.
     io: Option<S>,
@@ -79,6 +84,9 @@ pub struct GripUpstream<S> {
     /// What the tunnel is to read.
     out: Vec<u8>,
     subscriber: Subscriber,
+    /// Asks the backend for what the client has missed.
+    backend: Arc<dyn Backend>,
+    asking: Option<(Missed, Asking)>,
     timer: Option<Pin<Box<Sleep>>>,
     /// What the tunnel writes, as far as it has to be known.
     peer: Peer,
@@ -88,9 +96,17 @@ pub struct GripUpstream<S> {
 }
 
 impl<S: Wire + 'static> GripUpstream<S> {
-    /// The stream `io`, behind the backend's 101 and `preread`, of which the tunnel must be given nothing. `rule` is for
-    /// the log.
-    pub fn new(io: S, preread: Vec<u8>, opt_in: OptIn, limits: Limits, subscriber: Subscriber, rule: String) -> Self {
+    /// The stream `io`, behind the backend's 101 and `preread`, of which the tunnel must be given nothing. `backend` is
+    /// the same backend over HTTP, and `rule` is for the log.
+    pub fn new(
+        io: S,
+        preread: Vec<u8>,
+        opt_in: OptIn,
+        limits: Limits,
+        subscriber: Subscriber,
+        backend: Arc<dyn Backend>,
+        rule: String,
+    ) -> Self {
         let mut this = Self {
             io: Some(io),
             scanner: Scanner::new(Sender::Server, false),
@@ -101,6 +117,8 @@ impl<S: Wire + 'static> GripUpstream<S> {
             limits,
             out: Vec::new(),
             subscriber,
+            backend,
+            asking: None,
             timer: None,
             peer: Peer::default(),
             broken: false,
@@ -218,7 +236,7 @@ impl<S: Wire + 'static> GripUpstream<S> {
             Err(error) => {
                 self.ignored(&error.to_string());
                 if let Some(code) = error.close() {
-                    self.out.extend(super::rendered::close_frame(Some(code), "too many filters"));
+                    self.out.extend(close_frame(Some(code), "too many filters"));
                     self.broken = true;
                 }
             }
@@ -250,8 +268,60 @@ impl<S: Wire + 'static> GripUpstream<S> {
         });
     }
 
+    /// Asks the backend for what the client has missed. `true` while there is no answer: then nothing newer may be sent.
+    fn poll_missed(&mut self, now: Instant, cx: &mut Context<'_>) -> bool {
+        let next = |this: &mut Self| {
+            let missed = this.subscriber.next_missed()?;
+            let asking = link::ask(this.backend.clone(), &missed, Meta::default());
+            Some((missed, asking))
+        };
+        let Some((missed, mut asking)) = self.asking.take().or_else(|| next(self)) else { return false };
+        match asking.as_mut().poll(cx) {
+            Poll::Pending => {
+                self.asking = Some((missed, asking));
+                return true;
+            }
+            Poll::Ready(Ok(reply)) if link::has_events(&reply) => self.events(&reply.body, now),
+            Poll::Ready(_) => {
+                self.ignored("the link of a gap was not answered with events");
+                self.subscriber.not_retrieved(&missed, &mut self.out);
+            }
+        }
+        false
+    }
+
+    /// Does what the events of an answer say: they are whole messages of the backend.
+    fn events(&mut self, body: &[u8], now: Instant) {
+        for event in Events::new(body, self.limits.response_bytes) {
+            let Ok(event) = event else { return self.ignored("the answer to a link is malformed") };
+            match event.kind {
+                EventKind::Message(kind) => match self.filter.message(kind, event.content) {
+                    Filtered::Relay(content) if kind.allows(content) => {
+                        self.out.extend(frame(kind, content));
+                        self.subscriber.sent(now);
+                    }
+                    Filtered::Relay(_) => self.ignored("an event that is no message"),
+                    Filtered::Control(json) => self.obey(json, now),
+                    Filtered::Drop(why) => self.ignored(dropped(why)),
+                },
+                EventKind::Close => {
+                    let (code, reason) =
+                        close_status(event.content).map_or((None, ""), |(code, reason)| (Some(code), reason));
+                    self.out.extend(close_frame(code, reason));
+                    self.broken = true;
+                    return;
+                }
+                // Of the answer to a handshake, which this is none of.
+                EventKind::Open | EventKind::Disconnect => {}
+            }
+        }
+    }
+
     /// What the subscriber has for the client now.
     fn poll_subscriber(&mut self, now: Instant, cx: &mut Context<'_>) -> bool {
+        if self.poll_missed(now, cx) {
+            return false;
+        }
         let more = self.subscriber.poll_frames(READ_BYTES, now, &mut self.out, cx);
         match self.subscriber.next_deadline() {
             None => self.timer = None,
@@ -265,7 +335,9 @@ impl<S: Wire + 'static> GripUpstream<S> {
                 }
             }
         }
-        more
+        // Who is connected needs not be asked.
+        self.subscriber.take_refresh();
+        more || self.subscriber.wants_backend()
     }
 
     /// Reads the backend, until something of it is for the client. `true` at its end.
@@ -318,12 +390,24 @@ impl<S: Wire + 'static> GripUpstream<S> {
     }
 }
 
-fn dropped(why: crate::grip::filter::Dropped) -> &'static str {
+/// Why a message of a backend is for nobody, for the log.
+pub(super) fn dropped(why: crate::grip::filter::Dropped) -> &'static str {
     use crate::grip::filter::Dropped;
     match why {
         Dropped::NoPrefix => "a message without the prefix",
         Dropped::FragmentedControl => "a control message in fragments",
         Dropped::ControlTooLong => "a control message that is too long",
+    }
+}
+
+impl<S: std::fmt::Debug> std::fmt::Debug for GripUpstream<S> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let asking = self.asking.as_ref().map(|(missed, _)| missed);
+        f.debug_struct("GripUpstream")
+            .field("io", &self.io)
+            .field("subscriber", &self.subscriber)
+            .field("asking", &asking)
+            .finish_non_exhaustive()
     }
 }
 

@@ -107,7 +107,7 @@ pub fn build(main: &Source, rule_files: &[Source], faults: &mut Vec<ConfigFault>
     };
     let backplane = match backplane {
         Some(backplane) => Some(backplane?),
-        None => placed.iter().any(|(rule, ..)| rule.backplane).then(Backplane::default),
+        None => placed.iter().any(|(rule, ..)| rule.backplane.is_some()).then(Backplane::default),
     };
     let effective = effective::build(main, &placed);
     let places: Vec<(&Source, KeyPath)> = placed.iter().map(|(_, source, path)| (*source, path.clone())).collect();

@@ -127,7 +127,7 @@ fn publish(raw: &RawPublish, base: &KeyPath, report: &mut Report<'_>) -> Option<
 
 #[cfg(test)]
 mod tests {
-    use crate::config::{CompressionMode, EngineKind, Loaded, Text, parse};
+    use crate::config::{BackplaneMode, CompressionMode, EngineKind, Loaded, Text, parse};
 
     const FRONT: &str = "listeners: [{ name: public, bind: \"127.0.0.1:0\", hosts: [a.example] }]\n\
                          upstreams: [{ name: chat, endpoints: [\"127.0.0.1:9001\"] }]\n";
@@ -153,7 +153,7 @@ mod tests {
         assert!(backplane.publish.is_none() && backplane.signature.is_none());
         assert_eq!(backplane.region.as_str(), "local");
         assert_eq!(loaded.config.rules[0].compression, CompressionMode::Terminate);
-        assert!(loaded.config.rules[0].backplane);
+        assert_eq!(loaded.config.rules[0].backplane, Some(BackplaneMode::Grip));
         let none = read("rules: [{ name: r, upstream: chat }]\n").expect("sound");
         assert!(none.config.backplane.is_none());
         assert_eq!(none.config.rules[0].compression, CompressionMode::Passthrough);

@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::build_proxy;
 use super::fault::ConfigFault;
 use super::key_path::{KeyPath, shown};
-use super::model::{Action, CompressionMode, PerIp, Rule, WebSocketMode};
+use super::model::{Action, BackplaneMode, CompressionMode, PerIp, Rule, WebSocketMode};
 use super::ranges;
 use super::raw::OrOff;
 use super::raw_backplane::RawRuleBackplane;
@@ -156,8 +156,12 @@ pub fn build(raw: RawRule, place: &Place<'_>, names: Names<'_>, faults: &mut Vec
     found.extend(spans.into_iter().flatten().map(|fault| ("", fault)));
     let message = message(raw.message, &mut found);
     let keepalive = whole(raw.keepalive).map(|raw| keepalive(&raw, &mut found));
-    let backplane = matches!(raw.backplane, Some(RawRuleBackplane::Grip));
-    if backplane && matches!(raw.compression, Some(RawCompression::Passthrough)) {
+    let backplane = match raw.backplane {
+        None | Some(RawRuleBackplane::Off) => None,
+        Some(RawRuleBackplane::Grip) => Some(BackplaneMode::Grip),
+        Some(RawRuleBackplane::GripHttp) => Some(BackplaneMode::GripHttp),
+    };
+    if backplane.is_some() && matches!(raw.compression, Some(RawCompression::Passthrough)) {
         let allowed = "terminate or refuse, since a rule with a backplane reads what the backend sends";
         found.push(("", Fault::new("compression", "passthrough", allowed)));
     }
@@ -192,7 +196,7 @@ pub fn build(raw: RawRule, place: &Place<'_>, names: Names<'_>, faults: &mut Vec
         connections_total,
         message,
         compression: match raw.compression {
-            None if backplane => CompressionMode::Terminate,
+            None if backplane.is_some() => CompressionMode::Terminate,
             None | Some(RawCompression::Passthrough) => CompressionMode::Passthrough,
             Some(RawCompression::Terminate) => CompressionMode::Terminate,
             Some(RawCompression::Refuse) => CompressionMode::Refuse,

@@ -234,7 +234,7 @@ fn fill(rule: &mut Value, built: &Rule, place: &Place<'_>) {
     if let Some(cookie) = at(rule, "sticky.cookie") {
         make_absolute(cookie, "secret_files", place.locate("sticky.cookie.secret_files").0);
     }
-    if built.backplane
+    if built.backplane.is_some()
         && !place.is_written("compression")
         && let Some(compression) = at(rule, "compression")
     {

@@ -37,9 +37,9 @@ pub use build::{DEFAULT_ADMIN, check_endpoint};
 pub use effective::Effective;
 pub use fault::{ConfigFault, Warning};
 pub use model::{
-    AccessLog, Action, Admin, Backplane, Balance, Bind, CompressionMode, Config, EngineKind, GripSignature, HeadLimits,
-    HttpLimits, Limits, Listener, PerIp, Publish, Respond, Rule, Shutdown, Sticky, Upstream, UpstreamTls,
-    WebSocketMode,
+    AccessLog, Action, Admin, Backplane, BackplaneMode, Balance, Bind, CompressionMode, Config, EngineKind,
+    GripSignature, HeadLimits, HttpLimits, Limits, Listener, PerIp, Publish, Respond, Rule, Shutdown, Sticky, Upstream,
+    UpstreamTls, WebSocketMode,
 };
 pub use shape::schema;
 pub use simple::{AdminBind, simple};

@@ -219,10 +219,19 @@ pub struct Rule {
     pub slow_client: Option<slow_client::Settings>,
     /// How long the closing handshake may take.
     pub close_timeout: Duration,
-    /// Whether the backend may subscribe the rule's clients to channels.
-    pub backplane: bool,
+    /// How the backend may subscribe the rule's clients to channels; `None`: not at all.
+    pub backplane: Option<BackplaneMode>,
     /// How much of what is published waits for a client.
     pub queue: InboxLimit,
+}
+
+/// How a backend and its gateway speak of a client's channels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BackplaneMode {
+    /// Over a WebSocket to the backend.
+    Grip,
+    /// By requests to the backend, which holds no WebSocket.
+    GripHttp,
 }
 
 /// Fan-out.

@@ -13,6 +13,8 @@ pub enum RawRuleBackplane {
     Off,
     /// The backend, by control messages of GRIP over its WebSocket.
     Grip,
+    /// The backend, over HTTP: it holds no WebSocket, and gets what clients send in requests.
+    GripHttp,
 }
 
 /// Fan-out: what is published once reaches the clients of every gateway that is subscribed to it.

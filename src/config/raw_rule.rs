@@ -51,8 +51,8 @@ pub struct RawRule {
     /// Compression, permessage-deflate. Default `passthrough`: client and backend negotiate it, and what a client sends
     /// is inflated and checked. `terminate`: with the client only; the backend sees plain messages. `refuse`: none.
     pub compression: Option<RawCompression>,
-    /// Who subscribes the rule's clients to channels. Default `off`. `grip`: the backend, over its WebSocket; then
-    /// compression is with the client only.
+    /// Who subscribes the rule's clients to channels. Default `off`. `grip`: the backend, over its WebSocket;
+    /// `grip_http`: the backend, which holds no WebSocket and is asked over HTTP. Then compression is with the client only.
     pub backplane: Option<RawRuleBackplane>,
     /// When a side is pinged and given up. Default: the defaults of its keys. `off` lets the hops in front close idle
     /// sessions and keeps dead ones for ever.

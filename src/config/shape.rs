@@ -324,9 +324,9 @@ mod tests {
             "listeners: [{ name: a, bind: \"unix:/x\" }]\n\
              upstreams: [{ name: b, endpoints: [\"unix:/x\"] }]\n\
              admin: { bind: \"unix:/x\" }\nprobes: { bind: \"unix:/x\" }\n\
-             rules: [{ name: r, upstream: b, backplane: grip_http }]\n",
+             rules: [{ name: r, upstream: b }]\n",
         );
-        assert_eq!(found.len(), 3, "{found:#?}");
+        assert_eq!(found.len(), 2, "{found:#?}");
         assert!(found.iter().all(|fault| fault.contains("is not in this version")), "{found:#?}");
     }
 

@@ -203,7 +203,6 @@ shutdown: { drain: 25 }
         ":17: rules[1].origin.allow[0]: \"https://a.example/path\"; allowed: \"same_origin\", or",
         ":18: rules[1].handshake.per_ip.rate: \"0/m\"; allowed: 1 to 1000000 in a second, minute or hour, such as",
         ":18: rules[1].handshake.per_ip.burst: 0; allowed: a number from 1 to 1000000",
-        ":19: rules[1].backplane: \"grip_http\" is not in this version; allowed: off or grip",
         ":20: rules[2].name: \"none\"; allowed: a name other than \"none\"",
         ":22: rules[2].message.rate.burst: 5; allowed: a burst beside a rate",
         ":22: rules[2].message.max_size: \"0B\"; allowed: a size from \"1B\" to \"1024GiB\"",

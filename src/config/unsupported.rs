@@ -16,8 +16,7 @@ const KEYS: [(&str, &[&str]); 4] = [
 
 /// Values by the place of the key: the word itself, or what it begins with when that ends in a colon; and what may be
 /// written instead.
-const VALUES: [(&str, &[&str], &str); 3] = [
-    ("rules[].backplane", &["grip_http"], "off or grip"),
+const VALUES: [(&str, &[&str], &str); 2] = [
     ("admin.bind", &["unix:"], "an address and port such as \"127.0.0.1:9901\""),
     ("probes.bind", &["unix:"], "an address and port such as \"127.0.0.1:9902\""),
 ];

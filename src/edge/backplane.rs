@@ -1,7 +1,7 @@
 //! Fan-out at work: its engine, its hub, and what a handshake with a backend that speaks GRIP needs of them.
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use http::HeaderMap;
 use pingora::http::RequestHeader;
@@ -9,7 +9,9 @@ use ring::rand::SystemRandom;
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 
+use super::asking::{Asker, ClientBackend, Compact, connection_id};
 use super::socket::Socket;
+use super::upstreams::{Preference, Upstream};
 use crate::backplane::engine::{Engine, Event};
 use crate::backplane::hub::{Hub, InboxLimit};
 use crate::backplane::memory::{self, MemoryEngine};
@@ -19,7 +21,7 @@ use crate::backplane::sink::SinkLimit;
 use crate::backplane::subscriber::Subscriber;
 use crate::backplane::upstream::GripUpstream;
 use crate::cause::Refusal;
-use crate::config::{self, EngineKind, GripSignature};
+use crate::config::{self, BackplaneMode, EngineKind, GripSignature};
 use crate::events;
 use crate::grip::Limits;
 use crate::grip::extension::OptIn;
@@ -88,26 +90,39 @@ impl Backplane {
         Ok(Arc::new(Self { engine, hub, limits, metrics, signature, random: SystemRandom::new() }))
     }
 
-    /// Offers GRIP to a backend in a handshake, in the place of all other extensions, and says who offers it.
+    /// Adds what every request to a backend has: who asks, and what it can do; with `offer` also the offer of GRIP, in the
+    /// place of all other extensions. `last` has channels with the last id of each, in requests that resume something.
     ///
     /// # Errors
-    /// `MalformedRequest`: the configured `sig_iss` cannot stand in a header, or the system has no random numbers.
-    pub fn offer(&self, upstream: &mut RequestHeader) -> Result<(), Refusal> {
+    /// `MalformedRequest`: a value cannot stand in a header, or the system has no random numbers.
+    pub fn add(&self, headers: &mut HeaderMap, last: &[(&str, &str)], offer: bool) -> Result<(), Refusal> {
         let refused = Refusal::MalformedRequest;
         let now_secs = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let signature = self.signature.as_ref().map(|of| of.key.grip_sig(&of.issuer, now_secs, &self.random));
         let Ok(signature) = signature.transpose() else { return Err(refused) };
+        let added = Added { signature: signature.as_deref(), features: &FEATURES, last, offer };
+        if add_request(headers, &added).is_err() { Err(refused) } else { Ok(()) }
+    }
+
+    /// Offers GRIP to a backend in a handshake.
+    ///
+    /// # Errors
+    /// As [`Backplane::add`].
+    pub fn offer(&self, upstream: &mut RequestHeader) -> Result<(), Refusal> {
+        let refused = Refusal::MalformedRequest;
         let mut headers = HeaderMap::new();
-        let added = Added { signature: signature.as_deref(), features: &FEATURES, last: &[], offer: true };
-        if add_request(&mut headers, &added).is_err() {
-            return Err(refused);
-        }
+        self.add(&mut headers, &[], true)?;
         for (name, value) in headers.iter() {
             if upstream.insert_header(name.clone(), value.clone()).is_err() {
                 return Err(refused);
             }
         }
         Ok(())
+    }
+
+    /// A client, without a subscription yet. `queue` bounds what waits for it.
+    pub fn subscriber(&self, queue: InboxLimit) -> Subscriber {
+        Subscriber::new(self.hub.join(queue), self.limits.clone())
     }
 
     /// The stream of a backend that has opted in, with what was read of it behind its 101.
@@ -117,10 +132,54 @@ impl Backplane {
         preread: Vec<u8>,
         opt_in: OptIn,
         queue: InboxLimit,
+        backend: Arc<ClientBackend>,
         rule: &str,
     ) -> GripUpstream<Socket> {
-        let subscriber = Subscriber::new(self.hub.join(queue), self.limits.clone());
-        GripUpstream::new(io, preread, opt_in, self.limits.clone(), subscriber, rule.to_owned())
+        let subscriber = self.subscriber(queue);
+        let (limits, backend) = (self.limits.clone(), Arc::new(backend));
+        GripUpstream::new(io, preread, opt_in, limits, subscriber, backend, rule.to_owned())
+    }
+}
+
+impl std::fmt::Debug for Backplane {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Backplane").field("hub", &self.hub).finish_non_exhaustive()
+    }
+}
+
+/// Fan-out for the clients of one rule.
+#[derive(Debug)]
+pub struct RuleBackplane {
+    /// What all rules share.
+    pub shared: Arc<Backplane>,
+    /// How its backend speaks of its clients.
+    pub mode: BackplaneMode,
+    /// How much waits for one of them.
+    pub queue: InboxLimit,
+    /// What its own requests to the backend share.
+    pub asker: Arc<Asker>,
+}
+
+impl RuleBackplane {
+    /// The backend over HTTP, for the client whose handshake was `sent`. `timeout` is for its answers.
+    pub fn backend(
+        &self,
+        to: &Arc<Upstream>,
+        preference: &Preference,
+        sent: &RequestHeader,
+        timeout: Duration,
+    ) -> Arc<ClientBackend> {
+        Arc::new(ClientBackend {
+            asker: self.asker.clone(),
+            backplane: self.shared.clone(),
+            upstream: to.clone(),
+            preference: preference.clone(),
+            headers: Compact::new(&sent.headers),
+            target: sent.uri.path_and_query().map_or("/", |target| target.as_str()).into(),
+            connection_id: connection_id(),
+            asked: parking_lot::Mutex::default(),
+            timeout,
+        })
     }
 }
 

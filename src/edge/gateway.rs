@@ -7,12 +7,14 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-use super::backplane::Backplane;
+use super::asking::Asker;
+use super::backplane::{Backplane, RuleBackplane};
 use super::record::{Record, SessionRecord};
 use super::upstreams::{self, Upstream, UpstreamTls};
-use crate::backplane::hub::InboxLimit;
 use crate::cause::Refusal;
-use crate::config::{self, AccessLog, CompressionMode, Config, HttpLimits, PerIp, Respond, Sticky, WebSocketMode};
+use crate::config::{
+    self, AccessLog, BackplaneMode, CompressionMode, Config, HttpLimits, PerIp, Respond, Sticky, WebSocketMode,
+};
 use crate::metrics::{Metrics, NO_RULE, RuleMetrics};
 use crate::policy::client_address::{Peer, TrustedProxies};
 use crate::policy::clients::Clients;
@@ -91,8 +93,8 @@ pub struct Rule {
     pub upstream_timeout: Duration,
     connections: Arc<ConnectionLimit>,
     connections_written: bool,
-    /// Fan-out, where the backend may subscribe the rule's clients, and how much waits for one of them.
-    pub backplane: Option<(Arc<Backplane>, InboxLimit)>,
+    /// Fan-out, where the backend may subscribe the rule's clients.
+    pub backplane: Option<RuleBackplane>,
     /// What its tunnels enforce.
     pub tunnel: Arc<Settings>,
     /// What it counts.
@@ -148,11 +150,15 @@ impl Gateway {
                 Ok(Arc::new(Upstream::new(&upstream.name, endpoints, balance, timeout, tls, metrics)))
             })
             .collect::<Result<_, _>>()?;
-        let rule = |rule| Arc::new(Rule::new(rule, &upstreams, metrics, backplane.as_ref()));
+        let places = descriptor_limit.saturating_sub(RESERVED_DESCRIPTORS).max(16);
+        let places = usize::try_from(places).unwrap_or(usize::MAX);
+        let descriptors = Arc::new(ConnectionLimit::new(None, Some(places)));
+        let rule = |rule| Arc::new(Rule::new(rule, &upstreams, metrics, backplane.as_ref(), &descriptors));
         let rules = config.rules.iter().map(rule).collect();
-        let descriptors = descriptor_limit.saturating_sub(RESERVED_DESCRIPTORS).max(16);
-        let descriptors = usize::try_from(descriptors).unwrap_or(usize::MAX);
-        let session_limit = config.limits.connections.unwrap_or(usize::MAX).min(descriptors / 2);
+        // A session takes two; without a connection to its backend one, and some are left for its requests.
+        let over_http = config.rules.iter().any(|rule| rule.backplane == Some(BackplaneMode::GripHttp));
+        let most = if over_http { places - places / 8 } else { places / 2 };
+        let session_limit = config.limits.connections.unwrap_or(usize::MAX).min(most);
         Ok(Self {
             rules,
             upstreams,
@@ -163,7 +169,7 @@ impl Gateway {
             access_log: config.access_log,
             registry: Registry::new(),
             sessions: Arc::new(ConnectionLimit::new(None, Some(session_limit))),
-            descriptors: Arc::new(ConnectionLimit::new(None, Some(descriptors))),
+            descriptors,
             reconnects: Reconnects::new(Instant::now()),
             refusing: watch::Sender::new(false),
             hop_warned: AtomicBool::new(false),
@@ -228,7 +234,7 @@ impl Gateway {
 }
 
 /// The key where only a total counts.
-const ANYBODY: IpAddr = IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED);
+pub const ANYBODY: IpAddr = IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED);
 
 impl Rule {
     fn new(
@@ -236,6 +242,7 @@ impl Rule {
         upstreams: &[Arc<Upstream>],
         metrics: &Metrics,
         backplane: Option<&Arc<Backplane>>,
+        descriptors: &Arc<ConnectionLimit>,
     ) -> Self {
         let handshakes = rule
             .handshake_per_ip
@@ -263,7 +270,12 @@ impl Rule {
             upstream_timeout: rule.upstream_timeout,
             connections: Arc::new(ConnectionLimit::new(per_ip.map(|per_ip| per_ip.limit), rule.connections_total)),
             connections_written: per_ip.is_some_and(|per_ip| per_ip.written),
-            backplane: backplane.filter(|_| rule.backplane).map(|backplane| (backplane.clone(), rule.queue)),
+            backplane: backplane.zip(rule.backplane).map(|(shared, mode)| RuleBackplane {
+                shared: shared.clone(),
+                mode,
+                queue: rule.queue,
+                asker: Arc::new(Asker::new(descriptors.clone())),
+            }),
             tunnel: Arc::new(Settings {
                 message: rule.message.clone(),
                 keepalive: rule.keepalive.clone(),

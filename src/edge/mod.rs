@@ -5,6 +5,7 @@
 //! first, and each of its streams then as such a request.
 
 pub mod answer;
+pub mod asking;
 pub mod backplane;
 pub mod body;
 pub mod client;
@@ -16,6 +17,7 @@ pub mod http2;
 pub mod http2_stream;
 pub mod listener;
 pub mod memory;
+mod over_http;
 pub mod plain;
 pub mod proxy_protocol;
 pub mod publish;

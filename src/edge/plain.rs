@@ -33,17 +33,14 @@ use super::routed::{Routed, note_answer};
 use super::socket::Socket;
 use super::sticky;
 use super::stream::PrereadStream;
-use super::upstreams::{Endpoint, Lease, Target};
+use super::upstreams::{Endpoint, Lease};
 use crate::cause::Refusal;
 use crate::config::AccessLog;
 use crate::policy::client_address::Source;
 use crate::policy::connection_limit::Guard;
+use crate::tls::NO_CA_FILE;
 use crate::tunnel::sys;
 use crate::ws::handshake::list;
-
-/// Pingora reads the CAs of the system when it starts, and panics where one cannot be read. What an upstream is verified
-/// by is given to it with each connection, so it gets a file without any.
-const NO_CA_FILE: &str = "/dev/null";
 
 /// An upstream that answers a plain request with a 101.
 const UNASKED_UPGRADE: ErrorType = ErrorType::new("UnaskedUpgrade");
@@ -279,14 +276,8 @@ impl ProxyHttp for Hooks {
             endpoint.failed(&error);
             Error::because(ErrorType::ConnectError, "look-up", error)
         })?;
-        let mut peer = match addresses.first() {
-            Some(Target::Tcp(address)) => HttpPeer::new(*address, false, String::new()),
-            Some(Target::Unix(path)) => HttpPeer::new_uds(path, false, String::new())?,
-            None => return Error::e_explain(ErrorType::ConnectError, "no address"),
-        };
-        if let Some(tls) = endpoint.tls() {
-            tls.prepare(&mut peer).map_err(|error| Error::because(ErrorType::ConnectError, "TLS", error))?;
-        }
+        let Some(target) = addresses.first() else { return Error::e_explain(ErrorType::ConnectError, "no address") };
+        let mut peer = endpoint.peer(target)?;
         peer.options.connection_timeout = Some(upstream.connect_timeout());
         peer.options.read_timeout = Some(rule.http.idle_timeout);
         peer.options.write_timeout = Some(rule.http.idle_timeout);

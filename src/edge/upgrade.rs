@@ -4,10 +4,12 @@
 //! verified; the 101 is written at once. A tunnel is a task of its own, so that what the handshake needed is given
 //! back. A client ends here in every case: over HTTP/1.1 a refused upgrade closes its connection.
 
+use std::borrow::Cow;
 use std::io;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
+use bytes::Bytes;
 use futures_util::FutureExt as _;
 use http::header;
 use pingora::ErrorType;
@@ -16,19 +18,21 @@ use pingora::protocols::http::v1::client::HttpSession;
 use tokio::time::error::Elapsed;
 use tokio::time::timeout;
 
-use super::backplane;
+use super::backplane::{self, RuleBackplane};
 use super::client::Client;
 use super::forwarding;
 use super::gateway::{Gateway, ListenerState, Rule};
+use super::over_http;
 use super::record::{Record, SessionRecord, kept};
 use super::request::Request;
 use super::routed::Routed;
 use super::socket::Socket;
 use super::sticky::{self, Choice};
 use super::stream::PrereadStream;
-use super::upstreams::{ConnectError, Lease, Upstream};
+use super::upstreams::{ConnectError, Endpoint, Lease, Upstream};
+use crate::backplane::over_http::Opened;
 use crate::cause::Refusal;
-use crate::config::{CompressionMode, WebSocketMode};
+use crate::config::{BackplaneMode, CompressionMode, WebSocketMode};
 use crate::grip::extension::{self as grip, OptIn};
 use crate::metrics::SessionMark;
 use crate::policy::connection_limit::{Denied, Enforce, Guard};
@@ -52,7 +56,7 @@ const EXTENSIONS: &str = "Sec-WebSocket-Extensions";
 /// What a session holds until it ends.
 struct Held {
     _places: Places,
-    _lease: Lease,
+    _lease: Option<Lease>,
     entry: Entry<SessionRecord>,
     _mark: SessionMark,
 }
@@ -60,7 +64,7 @@ struct Held {
 /// A session's places under the limits.
 struct Places {
     _client_descriptor: Option<Guard>,
-    _upstream_descriptor: Guard,
+    _upstream_descriptor: Option<Guard>,
     _in_rule: Guard,
     _in_process: Guard,
 }
@@ -94,9 +98,9 @@ pub async fn serve<C: Client>(
     };
     let mut asked = match asked {
         Ok(asked) => asked,
-        Err(Unasked { refusal, detail }) => return refuse_because(client, refusal, detail).await,
+        Err(Unasked { refusal, detail }) => return refuse_because(client, refusal, detail.as_deref()).await,
     };
-    let cookie = sticky::set_cookie(&rule, &to, &request, &choice, asked.lease.endpoint());
+    let cookie = sticky::set_cookie(&rule, &to, &request, &choice, &asked.endpoint);
     if let Some(cookie) = &cookie {
         // The value is ours, so it is always one.
         let _ = asked.answer.append_header(header::SET_COOKIE, cookie);
@@ -130,7 +134,7 @@ pub async fn serve<C: Client>(
     if !matches!(timeout(rule.upstream_timeout, client.accept(&asked.answer)).await, Ok(Ok(()))) {
         return refuse(client, Refusal::ClientGone).await;
     }
-    let Some((upstream, preread)) = take_stream(asked.session).await else {
+    let Some((upstream, preread, lease)) = asked.source.take_stream().await else {
         // The stream that went in is the one that comes out; without it there is no session to run.
         return client.end().await;
     };
@@ -144,7 +148,7 @@ pub async fn serve<C: Client>(
         request: record,
         started: SystemTime::now(),
         upstream: to.name().into(),
-        endpoint: asked.lease.endpoint().address().into(),
+        endpoint: asked.endpoint.address().into(),
         subprotocol,
         compression,
     };
@@ -154,12 +158,12 @@ pub async fn serve<C: Client>(
         entry.live.control.give(Order::Drain);
     }
     let control = entry.live.control.clone();
-    let endpoint_answers = asked.lease.endpoint().answers_pings().clone();
-    let held = Held { _places: places, _lease: asked.lease, entry, _mark: rule.metrics.session() };
+    let endpoint_answers = asked.endpoint.answers_pings().clone();
+    let held = Held { _places: places, _lease: lease, entry, _mark: rule.metrics.session() };
     let (settings, metrics) = (rule.tunnel.clone(), rule.metrics.clone());
     let opening = Opening {
         client: wire,
-        upstream,
+        upstream: (),
         upstream_preread: preread,
         compression,
         settings,
@@ -167,11 +171,24 @@ pub async fn serve<C: Client>(
         control,
         endpoint_answers,
     };
-    if let (Some((backplane, queue)), Some(opt_in)) = (&rule.backplane, grip) {
-        let opening = opening.map_upstream(|io, preread| backplane.upstream(io, preread, opt_in, *queue, &rule.name));
-        tokio::spawn(run(Session::new(opening), held, gateway.clone(), returning));
-    } else {
-        tokio::spawn(run(Session::new(opening), held, gateway.clone(), returning));
+    let (gateway, name) = (gateway.clone(), &rule.name);
+    match (upstream, &rule.backplane, grip) {
+        (Stream::Socket(io), Some(backplane @ RuleBackplane { shared, queue, .. }), Some(opt_in)) => {
+            let backend = backplane.backend(&to, &choice.preference, &asked.sent, rule.upstream_timeout);
+            let opening =
+                opening.map_upstream(|(), preread| shared.upstream(io, preread, opt_in, *queue, backend, name));
+            tokio::spawn(run(Session::new(opening), held, gateway, returning));
+        }
+        (Stream::Socket(io), ..) => {
+            let opening = opening.with_upstream(io);
+            tokio::spawn(run(Session::new(opening), held, gateway, returning));
+        }
+        (Stream::OverHttp(opened), Some(RuleBackplane { shared, queue, .. }), _) => {
+            let upstream = opened.into_upstream(shared.subscriber(*queue), name.clone());
+            tokio::spawn(run(Session::new(opening.with_upstream(upstream)), held, gateway, returning));
+        }
+        // Only a rule with a backplane asks over HTTP.
+        (Stream::OverHttp(_), None, _) => {}
     }
 }
 
@@ -213,7 +230,11 @@ fn admit(
     pass(gateway, request, rule, record, verdict, !hop, Refusal::ConnectionsPerIp)?;
     let places = Places {
         _client_descriptor: client_descriptor,
-        _upstream_descriptor: gateway.take_descriptor().ok_or(Refusal::ProcessConnections)?,
+        _upstream_descriptor: match &rule.backplane {
+            // It has a connection to its backend only while it asks.
+            Some(RuleBackplane { mode: BackplaneMode::GripHttp, .. }) => None,
+            _ => Some(gateway.take_descriptor().ok_or(Refusal::ProcessConnections)?),
+        },
         _in_rule: in_rule.guard,
         _in_process: in_process,
     };
@@ -300,19 +321,58 @@ fn check_origin(request: &Request, rule: &Rule) -> Result<(), Refusal> {
 }
 
 /// An upstream that was asked, and its answer.
-struct Asked {
-    session: HttpSession,
-    answer: Box<ResponseHeader>,
-    lease: Lease,
-    sent: Box<RequestHeader>,
+pub(super) struct Asked {
+    pub(super) source: Source,
+    pub(super) answer: Box<ResponseHeader>,
+    pub(super) endpoint: Arc<Endpoint>,
+    pub(super) sent: Box<RequestHeader>,
     /// The offers of permessage-deflate that the upstream was sent.
-    offers: Vec<Parameters>,
+    pub(super) offers: Vec<Parameters>,
+}
+
+/// Where an answer's body comes from, and what becomes of the upstream once it has accepted.
+pub(super) enum Source {
+    /// A connection to the upstream.
+    Connection(Box<HttpSession>, Lease),
+    /// An upstream over HTTP, which has refused with this body.
+    Body(Option<Bytes>),
+    /// An upstream over HTTP, which has accepted.
+    OverHttp(Box<Opened>),
+}
+
+/// The upstream's side of a session.
+enum Stream {
+    Socket(Socket),
+    OverHttp(Box<Opened>),
+}
+
+impl Source {
+    /// The next piece of the body of an answer that is no 101.
+    async fn read_body(&mut self) -> Result<Option<Bytes>, Box<pingora::Error>> {
+        match self {
+            Self::Connection(session, _) => session.read_body_bytes().await,
+            Self::Body(body) => Ok(body.take()),
+            Self::OverHttp(_) => Ok(None),
+        }
+    }
+
+    /// The upstream's stream, what came behind its 101, and its place at the endpoint.
+    async fn take_stream(self) -> Option<(Stream, Vec<u8>, Option<Lease>)> {
+        match self {
+            Self::Connection(session, lease) => {
+                let (io, preread) = take_stream(*session).await?;
+                Some((Stream::Socket(io), preread, Some(lease)))
+            }
+            Self::OverHttp(opened) => Some((Stream::OverHttp(opened), Vec::new(), None)),
+            Self::Body(_) => None,
+        }
+    }
 }
 
 /// Why no upstream answered, and what the log says besides.
-struct Unasked {
-    refusal: Refusal,
-    detail: Option<&'static str>,
+pub(super) struct Unasked {
+    pub(super) refusal: Refusal,
+    pub(super) detail: Option<Cow<'static, str>>,
 }
 
 impl From<Refusal> for Unasked {
@@ -324,17 +384,21 @@ impl From<Refusal> for Unasked {
 async fn ask(
     request: &Request,
     rule: &Rule,
-    to: &Upstream,
+    to: &Arc<Upstream>,
     choice: &Choice,
     listener: &ListenerState,
     offers: &[Parameters],
 ) -> Result<Asked, Unasked> {
+    if let Some(backplane @ RuleBackplane { mode: BackplaneMode::GripHttp, .. }) = &rule.backplane {
+        let sent = Box::new(upstream_request(request, rule, listener, &[])?);
+        return over_http::ask(backplane, rule, to, choice, sent).await;
+    }
     let (stream, lease) = to.connect(&choice.preference).await.map_err(|error| Unasked {
         refusal: match error {
             ConnectError::Timeout(_) => Refusal::UpstreamTimeout,
             ConnectError::Unreachable(_) => Refusal::UpstreamUnreachable,
         },
-        detail: error.detail(),
+        detail: error.detail().map(Cow::Borrowed),
     })?;
     let offers = if rule.compression == CompressionMode::Passthrough { offers } else { &[] }.to_vec();
     let sent = Box::new(upstream_request(request, rule, listener, &offers)?);
@@ -356,7 +420,9 @@ async fn ask(
         Ok(Err(_)) | Err(_) => endpoint.misbehaved(),
     }
     match answer {
-        Ok(Ok(answer)) => Ok(Asked { session, answer, lease, sent, offers }),
+        Ok(Ok(answer)) => {
+            Ok(Asked { source: Source::Connection(Box::new(session), lease), answer, endpoint, sent, offers })
+        }
         Ok(Err(error)) if *error.etype() == ErrorType::InvalidHTTPHeader => Err(Refusal::UpstreamMalformed.into()),
         Ok(Err(_)) => Err(Refusal::UpstreamUnreachable.into()),
         Err(_) => Err(Refusal::UpstreamTimeout.into()),
@@ -380,9 +446,9 @@ fn upstream_request(
         let offers = extensions::write_offers(offers);
         upstream.insert_header(EXTENSIONS, offers).map_err(malformed)?;
     }
-    if let Some((backplane, _)) = &rule.backplane {
+    if let Some(backplane) = &rule.backplane {
         backplane::strip(&mut upstream);
-        backplane.offer(&mut upstream)?;
+        backplane.shared.offer(&mut upstream)?;
     }
     forwarding::tell_client(&mut upstream, request, &listener.config.client_address);
     forwarding::apply(&rule.request_headers, &mut upstream);
@@ -477,7 +543,7 @@ async fn relay<C: Client>(
         return Ok(());
     }
     loop {
-        match timeout(step_timeout, asked.session.read_body_bytes()).await {
+        match timeout(step_timeout, asked.source.read_body()).await {
             Ok(Ok(Some(piece))) if piece.is_empty() => {}
             Ok(Ok(Some(piece))) => taken(timeout(step_timeout, client.send(piece)).await)?,
             Ok(Ok(None)) => return taken(timeout(step_timeout, client.finish()).await),

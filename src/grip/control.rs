@@ -21,7 +21,7 @@ const DEFAULT_DELAY_SECS: u32 = 1;
 const MAX_SECS: u64 = 86_400;
 
 /// The close code of a gap, where the backend gives none.
-const DEFAULT_GAP_CODE: CloseCode = CloseCode(4410);
+pub const DEFAULT_GAP_CODE: CloseCode = CloseCode(4410);
 
 /// What the messages about a control message call it.
 const NAME: &str = "grip control object";

@@ -80,7 +80,7 @@ impl Kind {
 
     /// Whether `content` may be in one message of this type: text is UTF-8 (RFC 6455 §8.1), a control frame has at most
     /// 125 bytes (§5.5).
-    fn allows(self, content: &[u8]) -> bool {
+    pub fn allows(self, content: &[u8]) -> bool {
         match self {
             Self::Text => simdutf8::basic::from_utf8(content).is_ok(),
             Self::Binary => true,

@@ -20,6 +20,10 @@ const ALPN_HTTP1: &[u8] = b"http/1.1";
 /// The other, which a listener may offer. RFC 9113 §3.2.
 pub const ALPN_HTTP2: &[u8] = b"h2";
 
+/// Pingora reads the CAs of the system when it starts, and panics where one cannot be read. What an upstream is verified
+/// by is given to it with each connection, so it gets a file without any.
+pub const NO_CA_FILE: &str = "/dev/null";
+
 /// A certificate with those that vouch for it, and its key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyPair {

@@ -52,6 +52,13 @@ pub trait Wire: AsyncRead + AsyncWrite + Unpin + Send {
 pub enum Verdict {
     /// The client has fallen behind what this node keeps of one of its channels.
     Overrun,
+    /// A message of the client's is longer than its backend can be sent.
+    MessageTooBig {
+        /// Its size so far.
+        size_bytes: u64,
+        /// The most that can be sent.
+        limit_bytes: u64,
+    },
 }
 
 impl Wire for tokio::net::TcpStream {

@@ -53,6 +53,12 @@ pub struct Opening<C, U> {
 }
 
 impl<C, U> Opening<C, U> {
+    /// The same with this stream in the place of the upstream's, behind what was read of that.
+    pub fn with_upstream<V>(self, upstream: V) -> Opening<C, V> {
+        let Self { client, upstream_preread, compression, settings, metrics, control, endpoint_answers, .. } = self;
+        Opening { client, upstream, upstream_preread, compression, settings, metrics, control, endpoint_answers }
+    }
+
     /// The same with another stream in the place of the upstream's, which is given what was read of that.
     pub fn map_upstream<V>(self, make: impl FnOnce(U, Vec<u8>) -> V) -> Opening<C, V> {
         let Self { client, upstream, upstream_preread, compression, settings, metrics, control, endpoint_answers } =
@@ -304,8 +310,12 @@ impl<C: Wire, U: Wire> Future for Session<C, U> {
             this.control.listen(cx.waker());
         }
         this.follow_orders(now);
-        if let Some(Verdict::Overrun) = this.upstream.io.verdict() {
-            this.core.end(Cause::Overrun, now);
+        match this.upstream.io.verdict() {
+            None => {}
+            Some(Verdict::Overrun) => this.core.end(Cause::Overrun, now),
+            Some(Verdict::MessageTooBig { size_bytes, limit_bytes }) => {
+                this.core.end(Cause::MessageTooBig { size_bytes, limit_bytes }, now);
+            }
         }
         let Self { client, upstream, core, .. } = this;
         let over = core

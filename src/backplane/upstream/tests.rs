@@ -3,17 +3,39 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use http::HeaderValue;
 use tokio::io::{AsyncReadExt as _, DuplexStream, duplex};
 
 use super::*;
+use crate::backplane::backend::{Question, Reply};
 use crate::backplane::engine::{Channel, Engine, Item, MessageId};
 use crate::backplane::hub::{Hub, InboxLimit};
 use crate::backplane::memory::{MemoryEngine, Settings};
 use crate::backplane::position::Region;
 use crate::backplane::sink::SinkLimit;
+use crate::grip::events::encode;
 use crate::grip::extension::Prefix;
 use crate::grip::publish;
 use crate::ws::header::parse;
+
+/// Answers every link with what it has behind the one id that it knows.
+#[derive(Debug)]
+struct Database;
+
+impl Backend for Database {
+    fn ask(&self, question: Question) -> Asking {
+        let Question::Link { target, last: (channel, id), .. } = question else { panic!("{question:?}") };
+        assert_eq!((target.as_str(), channel.as_str()), ("/since", "room"));
+        let mut body = Vec::new();
+        for text in ["m:from the database", r#"c:{"type":"subscribe","channel":"room","prev-id":"1"}"#] {
+            encode(EventKind::Message(crate::grip::Kind::Text), text.as_bytes(), &mut body);
+        }
+        let content_type = HeaderValue::from_static(crate::grip::events::CONTENT_TYPE);
+        let headers = [(http::header::CONTENT_TYPE, content_type)].into_iter().collect();
+        let status = if id == "known" { 200 } else { 404 };
+        Box::pin(async move { Ok(Reply { status, headers, body: body.into() }) })
+    }
+}
 
 struct Bed {
     engine: Arc<MemoryEngine>,
@@ -29,7 +51,15 @@ impl Bed {
         let (backend, io) = duplex(1 << 16);
         let subscriber = Subscriber::new(hub.join(limit), Limits::default());
         let opt_in = OptIn::Prefix(Prefix::new(b"m:").unwrap());
-        let tunnel = GripUpstream::new(io, preread.to_vec(), opt_in, Limits::default(), subscriber, "app".to_owned());
+        let tunnel = GripUpstream::new(
+            io,
+            preread.to_vec(),
+            opt_in,
+            Limits::default(),
+            subscriber,
+            Arc::new(Database),
+            "app".to_owned(),
+        );
         Self { engine, hub, backend, tunnel }
     }
 
@@ -271,9 +301,25 @@ async fn what_breaks_the_protocol_is_left_to_the_tunnel() {
 async fn a_subscription_that_asks_for_what_is_not_there_is_passed_over() {
     let mut bed = Bed::new();
     bed.text(r#"c:{"type":"subscribe","channel":"room","mode":"latest"}"#).await;
-    bed.text(r#"c:{"type":"subscribe","channel":"room","prev-id":"m1","recover":{"link":"/since"}}"#).await;
     bed.settle().await;
     assert_eq!(bed.hub.subscribers(&Channel::new("room").unwrap()), 0);
     bed.subscribe("room").await;
     assert_eq!(bed.hub.subscribers(&Channel::new("room").unwrap()), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_log_does_not_have_is_asked_for_before_anything_newer() {
+    let mut bed = Bed::new();
+    bed.publish(&message("1", "one")).await;
+    bed.publish(&message("2", "two")).await;
+    let subscribe = |id: &str| {
+        let recover = r#""recover":{"link":"/since"}"#;
+        format!(r#"c:{{"type":"subscribe","channel":"room","prev-id":"{id}",{recover}}}"#)
+    };
+    bed.text(&subscribe("known")).await;
+    for expected in ["from the database", "two"] {
+        assert_eq!(bed.frame().await, (0x81, expected.as_bytes().to_vec()));
+    }
+    bed.text(&subscribe("unknown")).await;
+    assert_eq!(bed.frame().await, (0x88, b"\x11\x3amessages were missed".to_vec()));
 }

@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use pingora::upstreams::peer::HttpPeer;
+use pingora::{Error, ErrorType};
 use prometheus::IntGauge;
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Mutex;
@@ -250,6 +252,21 @@ impl Endpoint {
             Some(tls) => Box::pin(tls.connect(socket)).await,
             None => Ok(socket),
         }
+    }
+
+    /// One of its addresses as Pingora connects to it, with its TLS.
+    ///
+    /// # Errors
+    /// `ConnectError`: its TLS has no name, or the path of its Unix socket is none.
+    pub fn peer(&self, target: &Target) -> pingora::Result<HttpPeer> {
+        let mut peer = match target {
+            Target::Tcp(address) => HttpPeer::new(*address, false, String::new()),
+            Target::Unix(path) => HttpPeer::new_uds(path, false, String::new())?,
+        };
+        if let Some(tls) = &self.tls {
+            tls.prepare(&mut peer).map_err(|error| Error::because(ErrorType::ConnectError, "TLS", error))?;
+        }
+        Ok(peer)
     }
 
     /// Its TLS; `None` is cleartext.

@@ -1,0 +1,592 @@
+//! WebSocket-over-HTTP, as the tunnel sees it: a backend that holds no socket, as one stream of frames.
+//!
+//! What the client sends is gathered into events, of which a request has all that wait; while it is under way the next
+//! ones gather. What the answers bring goes to the client, and so does what is published to its channels. Pings are
+//! answered here, since each would be a request, and the backends' libraries answer them without their payload.
+//!
+//! An idle connection has no buffer and no request: only a backend that asks for it is polled.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::HeaderMap;
+use rand::Rng as _;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Sleep;
+
+use super::backend::{AskError, Asking, Backend, Question, Reply};
+use super::link;
+use super::rendered::{close_frame, frame};
+use super::subscriber::{Effect, Missed, Over, Subscriber};
+use crate::events::Event;
+use crate::grip::batch::Pending;
+use crate::grip::events::{EventKind, Events, close_status};
+use crate::grip::extension::OptIn;
+use crate::grip::filter::{Filter, Verdict as Filtered};
+use crate::grip::headers::{self, AnswerError};
+use crate::grip::meta::Meta;
+use crate::grip::{Kind, Limits, control, retry};
+use crate::tunnel::{Verdict, Wire};
+
+mod gather;
+#[cfg(test)]
+mod tests;
+
+use gather::{Fault, Gather, Said};
+
+/// The most that is taken of the subscriber at once.
+const FRAMES_BYTES: usize = 16 << 10;
+
+/// What an opening came to.
+#[derive(Debug)]
+pub enum Opening {
+    /// The backend has accepted the client.
+    Accepted(Box<Opened>),
+    /// The backend has answered something else, which is for the client.
+    Refused(Reply),
+}
+
+/// Why an opening came to nothing.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum OpenError {
+    /// The backend was not reached.
+    #[error(transparent)]
+    Ask(#[from] AskError),
+    /// It has answered with events, and not as the protocol has it.
+    #[error("{0}")]
+    Malformed(String),
+}
+
+/// A backend that has accepted a client.
+#[derive(Debug)]
+pub struct Opened {
+    /// The headers of its answer that are for the client.
+    pub headers: HeaderMap,
+    backend: Arc<dyn Backend>,
+    limits: Limits,
+    opt_in: Option<OptIn>,
+    meta: Meta,
+    poll: headers::Poll,
+    /// The answer, whose first event is the OPEN.
+    body: Bytes,
+}
+
+/// Asks a backend whether it accepts a client: a request with the event OPEN, which is not made again.
+///
+/// # Errors
+/// [`OpenError`].
+pub async fn open(backend: Arc<dyn Backend>, limits: &Limits) -> Result<Opening, OpenError> {
+    let mut body = Vec::new();
+    crate::grip::events::encode(EventKind::Open, &[], &mut body);
+    let mut meta = Meta::default();
+    let question = Question::Events { body: body.into(), replayed_bytes: 0, meta: meta.clone() };
+    let mut reply = backend.ask(question).await?;
+    let answer = match headers::answer(reply.status, &reply.headers, true, &mut meta, limits) {
+        Ok(answer) => answer,
+        Err(AnswerError::Status | AnswerError::ContentType) => return Ok(Opening::Refused(reply)),
+        Err(error) => return Err(OpenError::Malformed(error.to_string())),
+    };
+    let first = Events::new(&reply.body, limits.response_bytes).next().transpose();
+    let first = first.map_err(|error| OpenError::Malformed(error.to_string()))?;
+    if !headers::opens(&answer, first.map(|event| event.kind)) {
+        return Err(OpenError::Malformed("the answer to OPEN begins with another event".to_owned()));
+    }
+    if matches!(answer.opt_in, Some(OptIn::NoPrefix)) {
+        return Err(OpenError::Malformed("grip with an empty message-prefix: users could subscribe".to_owned()));
+    }
+    headers::strip_opening(&mut reply.headers);
+    let (poll, opt_in) = (answer.poll.unwrap_or(headers::Poll::Off), answer.opt_in);
+    let (headers, body, limits) = (reply.headers, reply.body, limits.clone());
+    Ok(Opening::Accepted(Box::new(Opened { headers, backend, limits, opt_in, meta, poll, body })))
+}
+
+impl Opened {
+    /// The stream of the backend, with what its first answer has behind the OPEN. `rule` is for the log.
+    pub fn into_upstream(self, subscriber: Subscriber, rule: String) -> OverHttp {
+        let mut upstream = OverHttp {
+            pending: Pending::new(&self.limits),
+            gather: Gather::new(self.limits.buffered_bytes),
+            filter: self.opt_in.map(|opt_in| Filter::new(opt_in, &self.limits)),
+            backend: self.backend,
+            limits: self.limits,
+            subscriber,
+            meta: self.meta,
+            no_room: None,
+            asking: None,
+            poll: self.poll,
+            heard: now(),
+            timer: None,
+            out: Vec::new(),
+            pong: None,
+            expected_pongs: 0,
+            state: State::Open,
+            end: None,
+            too_big: None,
+            reader: None,
+            writer: None,
+            rule,
+        };
+        upstream.events(&self.body, true, now());
+        upstream
+    }
+}
+
+/// How far the connection has come.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum State {
+    Open,
+    /// The client has sent a Close frame with this payload; the backend is to be told, or was.
+    ClientCloses(Bytes),
+    /// The backend has sent CLOSE, or this gateway closes in its place.
+    Closed,
+    /// The backend has detached: it is asked nothing any more.
+    Detached,
+}
+
+/// How the stream ends for the tunnel, behind what it has still to read.
+#[derive(Clone, Debug)]
+enum End {
+    Eof,
+    Failed(String),
+}
+
+/// A request under way.
+struct Request {
+    /// `None`: with events.
+    link: Option<Missed>,
+    asking: Asking,
+}
+
+impl std::fmt::Debug for Request {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Request").field("link", &self.link).finish_non_exhaustive()
+    }
+}
+
+/// The stream of a backend over HTTP.
+#[derive(Debug)]
+pub struct OverHttp {
+    backend: Arc<dyn Backend>,
+    limits: Limits,
+    subscriber: Subscriber,
+    /// `None` where the backend has not opted in: then every message is for the client.
+    filter: Option<Filter>,
+    /// What the backend had kept with `Set-Meta-Name`.
+    meta: Meta,
+    pending: Pending,
+    gather: Gather,
+    /// An event for which there was no room. The client is not read while there is one.
+    no_room: Option<(EventKind, Bytes)>,
+    asking: Option<Request>,
+    poll: headers::Poll,
+    /// When the backend was last heard of.
+    heard: Instant,
+    timer: Option<Pin<Box<Sleep>>>,
+    /// What the tunnel is to read.
+    out: Vec<u8>,
+    /// The answer to the client's newest ping: the others need none. RFC 6455 §5.5.3.
+    pong: Option<Bytes>,
+    /// Pings of the backend's that the client may answer.
+    expected_pongs: usize,
+    state: State,
+    end: Option<End>,
+    /// The size of a message that is too long for a request, in bytes.
+    too_big: Option<u64>,
+    /// Who reads waits for what is written.
+    reader: Option<Waker>,
+    /// Who writes waits for room.
+    writer: Option<Waker>,
+    rule: String,
+}
+
+impl OverHttp {
+    /// Takes what the client sends, as far as there is room. Returns how many bytes.
+    fn take(&mut self, bytes: &[u8]) -> Result<usize, Fault> {
+        let mut taken = 0;
+        while taken < bytes.len() && self.no_room.is_none() {
+            let (len, said) = self.gather.take(bytes.get(taken..).unwrap_or_default())?;
+            taken += len;
+            match said {
+                None => {}
+                Some(Said::Ping(payload)) => self.pong = Some(payload),
+                Some(Said::Pong(payload)) if self.expected_pongs > 0 => {
+                    self.expected_pongs -= 1;
+                    self.push(EventKind::Message(Kind::Pong), payload);
+                }
+                Some(Said::Pong(_)) => {}
+                Some(Said::Message(kind, content)) => self.push(EventKind::Message(kind), content),
+                Some(Said::Close(payload)) => match self.state {
+                    State::Open => {
+                        self.push(EventKind::Close, payload.clone());
+                        self.state = State::ClientCloses(payload);
+                    }
+                    State::Detached => self.close_as(&payload),
+                    State::ClientCloses(_) | State::Closed => {}
+                },
+            }
+        }
+        Ok(taken)
+    }
+
+    fn push(&mut self, kind: EventKind, content: Bytes) {
+        // Behind a Close nothing counts, and a backend that has detached hears nothing.
+        if self.state == State::Open && self.pending.push(kind, content.clone()).is_err() {
+            self.no_room = Some((kind, content));
+        }
+    }
+
+    /// Sends the client the Close frame that it has sent. RFC 6455 §5.5.1.
+    fn close_as(&mut self, payload: &[u8]) {
+        let (code, reason) = close_status(payload).map_or((None, ""), |(code, reason)| (Some(code), reason));
+        self.out.extend(close_frame(code, reason));
+        self.state = State::Closed;
+    }
+
+    /// Begins a request when there is a reason for one.
+    fn ask(&mut self, now: Instant) {
+        if self.asking.is_some() || self.end.is_some() || self.state == State::Closed {
+            return;
+        }
+        if self.state == State::Detached {
+            self.subscriber.take_refresh();
+            if let Some(missed) = self.subscriber.next_missed() {
+                self.subscriber.not_retrieved(&missed, &mut self.out);
+            }
+            return;
+        }
+        if let Some(missed) = self.subscriber.next_missed() {
+            let asking = link::ask(self.backend.clone(), &missed, self.meta.clone());
+            self.asking = Some(Request { link: Some(missed), asking });
+            return;
+        }
+        let due = self.poll_deadline().is_some_and(|at| now >= at);
+        if !(self.pending.wants_request() || self.subscriber.take_refresh() || due) {
+            return;
+        }
+        let mut body = Vec::new();
+        let Some(batch) = self.pending.begin(false, &mut body) else { return };
+        let (replayed_bytes, meta) = (batch.replayed_bytes, self.meta.clone());
+        let question = Question::Events { body: body.into(), replayed_bytes, meta };
+        let asking = Box::pin(persist(self.backend.clone(), question, self.limits.clone()));
+        self.asking = Some(Request { link: None, asking });
+    }
+
+    /// When the backend is asked though there is nothing to tell.
+    fn poll_deadline(&self) -> Option<Instant> {
+        match self.poll {
+            headers::Poll::Off => None,
+            headers::Poll::Every(secs) => Some(self.heard + Duration::from_secs(secs.into())),
+        }
+    }
+
+    fn poll_asking(&mut self, now: Instant, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(request) = &mut self.asking else { return Poll::Pending };
+        let Poll::Ready(answer) = request.asking.as_mut().poll(cx) else { return Poll::Pending };
+        let missed = self.asking.take().and_then(|request| request.link);
+        self.heard = now;
+        match (missed, answer) {
+            (Some(_), Ok(reply)) if link::has_events(&reply) => self.events(&reply.body, false, now),
+            (Some(missed), _) => {
+                self.ignored("the link of a gap was not answered with events");
+                self.subscriber.not_retrieved(&missed, &mut self.out);
+            }
+            (None, Ok(reply)) => self.answered(&reply, now),
+            (None, Err(error)) => self.fail(error.to_string()),
+        }
+        Poll::Ready(())
+    }
+
+    fn answered(&mut self, reply: &Reply, now: Instant) {
+        let answer = match headers::answer(reply.status, &reply.headers, false, &mut self.meta, &self.limits) {
+            Ok(answer) => answer,
+            Err(error) => return self.fail(error.to_string()),
+        };
+        if let Err(error) = self.pending.answered(answer.accepted) {
+            return self.fail(error.to_string());
+        }
+        if let Some((kind, content)) = self.no_room.take() {
+            self.push(kind, content);
+        }
+        if self.no_room.is_none()
+            && let Some(writer) = self.writer.take()
+        {
+            writer.wake();
+        }
+        self.poll = answer.poll.unwrap_or(self.poll);
+        self.events(&reply.body, false, now);
+        // A backend that took the CLOSE and does not say so, nor wants to be asked again, has closed as well.
+        if let State::ClientCloses(payload) = &self.state
+            && !self.pending.wants_request()
+            && self.poll == headers::Poll::Off
+        {
+            let payload = payload.clone();
+            self.close_as(&payload);
+        }
+    }
+
+    /// Does what the events of an answer say.
+    fn events(&mut self, body: &[u8], opening: bool, now: Instant) {
+        let skipped = usize::from(opening && !body.is_empty());
+        for event in Events::new(body, self.limits.response_bytes).skip(skipped) {
+            let event = match event {
+                Ok(event) => event,
+                Err(error) => return self.fail(error.to_string()),
+            };
+            match event.kind {
+                EventKind::Message(kind) => self.message(kind, event.content, now),
+                EventKind::Close => {
+                    let (code, reason) =
+                        close_status(event.content).map_or((None, ""), |(code, reason)| (Some(code), reason));
+                    self.out.extend(close_frame(code, reason));
+                    self.state = State::Closed;
+                }
+                EventKind::Open | EventKind::Disconnect => {
+                    self.state = State::Closed;
+                    self.end = Some(End::Eof);
+                }
+            }
+            if matches!(self.state, State::Closed | State::Detached) || self.end.is_some() {
+                return;
+            }
+        }
+    }
+
+    fn message(&mut self, kind: Kind, content: &[u8], now: Instant) {
+        let filtered = match &self.filter {
+            Some(filter) => filter.message(kind, content),
+            None => Filtered::Relay(content),
+        };
+        match filtered {
+            Filtered::Relay(content) if !kind.allows(content) => {
+                self.fail(
+                    "an event is no message: text has to be UTF-8, and a ping or pong at most 125 bytes".to_owned(),
+                );
+            }
+            Filtered::Relay(content) => {
+                self.expected_pongs += usize::from(kind == Kind::Ping);
+                self.out.extend(frame(kind, content));
+                self.subscriber.sent(now);
+            }
+            Filtered::Control(json) => self.obey(json, now),
+            Filtered::Drop(why) => self.ignored(super::upstream::dropped(why)),
+        }
+    }
+
+    fn obey(&mut self, json: &[u8], now: Instant) {
+        match control::parse(json, &self.limits) {
+            Ok(message) => match self.subscriber.control(message, now, &mut self.out) {
+                Effect::None => {}
+                Effect::Ignored(why) => self.ignored(why),
+                Effect::Detach => self.detach(),
+            },
+            Err(error) => {
+                self.ignored(&error.to_string());
+                if let Some(code) = error.close() {
+                    self.out.extend(close_frame(Some(code), "too many filters"));
+                    self.state = State::Closed;
+                }
+            }
+        }
+    }
+
+    /// Tells the backend that the connection ends for it; the client stays.
+    fn detach(&mut self) {
+        self.state = State::Detached;
+        self.no_room = None;
+        let mut body = Vec::new();
+        crate::grip::events::encode(EventKind::Close, &[], &mut body);
+        let question = Question::Events { body: body.into(), replayed_bytes: 0, meta: self.meta.clone() };
+        let farewell = persist(self.backend.clone(), question, self.limits.clone());
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            // What it answers is for nobody.
+            runtime.spawn(async move { drop(farewell.await) });
+        }
+    }
+
+    fn fail(&mut self, why: String) {
+        self.state = State::Closed;
+        self.end = Some(End::Failed(why));
+    }
+
+    fn ignored(&self, why: &str) {
+        if crate::events::debug_enabled() {
+            Event::debug("grip_ignored").field("rule", &*self.rule).field("detail", why).emit();
+        }
+    }
+
+    /// What the subscriber has for the client now. Behind a gap it has to wait for what fills it.
+    fn poll_subscriber(&mut self, now: Instant, cx: &mut Context<'_>) -> bool {
+        let open = matches!(self.state, State::Open | State::Detached) && self.end.is_none();
+        let filling = self.asking.as_ref().is_some_and(|request| request.link.is_some());
+        open && !filling && self.subscriber.poll_frames(FRAMES_BYTES, now, &mut self.out, cx)
+    }
+
+    fn arm(&mut self, cx: &mut Context<'_>) {
+        let polls = self.asking.is_none() && matches!(self.state, State::Open | State::ClientCloses(_));
+        let poll = self.poll_deadline().filter(|_| polls);
+        let Some(at) = [poll, self.subscriber.next_deadline()].into_iter().flatten().min() else {
+            self.timer = None;
+            return;
+        };
+        let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at.into())));
+        if timer.deadline() != at.into() {
+            timer.as_mut().reset(at.into());
+        }
+        if timer.as_mut().poll(cx).is_ready() {
+            cx.waker().wake_by_ref();
+        }
+    }
+
+    /// Gives the tunnel what it is to read, as far as it has room. Whether there was any.
+    fn give(&mut self, into: &mut ReadBuf<'_>) -> bool {
+        let len = self.out.len().min(into.remaining());
+        into.put_slice(self.out.get(..len).unwrap_or_default());
+        if len == self.out.len() {
+            self.out = Vec::new();
+        } else {
+            self.out.drain(..len);
+        }
+        len > 0
+    }
+}
+
+/// Asks until there is an answer, or it may not be asked again.
+async fn persist(backend: Arc<dyn Backend>, question: Question, limits: Limits) -> Result<Reply, AskError> {
+    let mut retries = 0;
+    loop {
+        let error = match backend.ask(question.clone()).await {
+            Ok(reply) => return Ok(reply),
+            Err(error) => error,
+        };
+        let jitter_ms = rand::rng().random_range(0..1_000);
+        let Some(delay_ms) = retry::delay_ms(error.failure(), false, retries, jitter_ms, &limits) else {
+            return Err(error);
+        };
+        tokio::time::sleep(Duration::from_millis(delay_ms)).await;
+        retries += 1;
+    }
+}
+
+impl AsyncRead for OverHttp {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if this.give(into) {
+            return Poll::Ready(Ok(()));
+        }
+        let now = now();
+        this.ask(now);
+        let answered = this.poll_asking(now, cx).is_ready();
+        let more = this.poll_subscriber(now, cx);
+        if this.state != State::Closed
+            && let Some(payload) = this.pong.take()
+        {
+            this.out.extend(frame(Kind::Pong, &payload));
+        }
+        if this.give(into) {
+            return Poll::Ready(Ok(()));
+        }
+        match &this.end {
+            Some(End::Eof) => return Poll::Ready(Ok(())),
+            Some(End::Failed(why)) => return Poll::Ready(Err(io::Error::other(why.clone()))),
+            None => {}
+        }
+        this.arm(cx);
+        // An answer may be the reason for the next question, and so may what the subscriber was given.
+        let open = matches!(this.state, State::Open | State::Detached);
+        let wants = open && this.asking.is_none() && this.subscriber.wants_backend();
+        if answered || more || wants {
+            cx.waker().wake_by_ref();
+        }
+        this.reader = Some(cx.waker().clone());
+        Poll::Pending
+    }
+}
+
+impl AsyncWrite for OverHttp {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let this = &mut *self;
+        if this.end.is_some() {
+            return Poll::Ready(Ok(bytes.len()));
+        }
+        if this.no_room.is_some() {
+            this.writer = Some(cx.waker().clone());
+            return Poll::Pending;
+        }
+        let taken = match this.take(bytes) {
+            Ok(taken) => taken,
+            Err(Fault::Protocol) => return Poll::Ready(Err(io::ErrorKind::InvalidData.into())),
+            Err(Fault::TooLong { size_bytes }) => {
+                this.too_big = Some(size_bytes);
+                bytes.len()
+            }
+        };
+        if let Some(reader) = this.reader.take() {
+            reader.wake();
+        }
+        Poll::Ready(Ok(taken))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    /// The client sends nothing more: without a Close frame that is its end.
+    fn poll_shutdown(mut self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !matches!(self.state, State::ClientCloses(_)) {
+            self.end.get_or_insert(End::Eof);
+        }
+        if let Some(reader) = self.reader.take() {
+            reader.wake();
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Wire for OverHttp {
+    fn verdict(&self) -> Option<Verdict> {
+        if let Some(size_bytes) = self.too_big {
+            return Some(Verdict::MessageTooBig { size_bytes, limit_bytes: self.limits.buffered_bytes as u64 });
+        }
+        self.subscriber.over().map(|Over::Overrun| Verdict::Overrun)
+    }
+}
+
+impl Drop for OverHttp {
+    /// Tells the backend of a client that has gone without a Close frame, behind what it sent before. Once: a backend
+    /// that cannot be reached learns nothing of it.
+    fn drop(&mut self) {
+        if !matches!(self.state, State::Open | State::ClientCloses(_)) {
+            return;
+        }
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        let mut pending = std::mem::replace(&mut self.pending, Pending::new(&self.limits));
+        let (backend, asking, limits) = (self.backend.clone(), self.asking.take(), self.limits.clone());
+        let (mut meta, closes) = (std::mem::take(&mut self.meta), self.state != State::Open);
+        runtime.spawn(async move {
+            if let Some(Request { link: None, asking }) = asking {
+                let Ok(reply) = asking.await else { return };
+                let Ok(answer) = headers::answer(reply.status, &reply.headers, false, &mut meta, &limits) else {
+                    return;
+                };
+                if pending.answered(answer.accepted).is_err() || (closes && !pending.wants_request()) {
+                    return;
+                }
+            }
+            // It always has room.
+            let _ = pending.push(EventKind::Disconnect, Bytes::new());
+            let mut body = Vec::new();
+            let Some(batch) = pending.begin(false, &mut body) else { return };
+            let question = Question::Events { body: body.into(), replayed_bytes: batch.replayed_bytes, meta };
+            let _ = backend.ask(question).await;
+        });
+    }
+}
+
+/// Tokio's clock, so that a test can pass the time.
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
