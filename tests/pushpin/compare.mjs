@@ -3,17 +3,19 @@
 import { isDeepStrictEqual } from "node:util";
 import { DIFFERENCES, EVERYWHERE } from "./differences.mjs";
 
-const forwarding = (line) => EVERYWHERE.headers.some((name) => line.startsWith(`${name}:`));
+const named = (line, names) => names.some((name) => line.startsWith(`${name}:`));
 
-/** The parts of a transcript that are compared. */
-function parts({ requests, backend, client, control, failed }, own) {
+/** The parts of a transcript that are compared; `added` is what its proxy alone adds to requests. */
+function parts({ requests, backend, client, control, failed }, added) {
+  const own = [...added.flatMap(({ headers }) => headers), "content-length"];
   return {
-    requests: requests.map(({ headers, ...request }) => ({ ...request, headers: own ? headers.filter((line) => !forwarding(line)) : headers })),
+    requests: requests.map(({ request, headers }) => ({ request, headers: headers.filter((line) => !named(line, own)) })),
+    events: requests.map(({ body }) => body),
     backend,
     client: client.map(({ got, body }) => got ?? body),
     answer: client.map(({ answer }) => answer),
     headers: client.map(({ headers }) => headers),
-    ended: client.map(({ ended }) => ended),
+    ended: client.map(({ ended }) => ended ?? null),
     control,
     failed,
   };
@@ -21,13 +23,14 @@ function parts({ requests, backend, client, control, failed }, own) {
 
 /** What is wrong between the two transcripts of a case: a line each. */
 export function compare(each, pushpin, ours) {
-  const [theirs, own] = [parts(pushpin, false), parts(ours, true)];
+  const added = (by) => EVERYWHERE.filter(({ modes, by: whose }) => whose === by && modes.includes(each.mode));
+  const [theirs, own] = [parts(pushpin, added("pushpin")), parts(ours, added("ours"))];
   const wrong = [];
   const name = `${each.mode}, ${each.name}`;
-  if (ours.requests.length > 0) {
-    for (const header of EVERYWHERE.headers) {
-      const all = ours.requests.every(({ headers }) => headers.some((line) => line.startsWith(`${header}:`)));
-      if (!all) wrong.push(`${name}: no ${header}, though the list of differences says so`);
+  for (const [by, { requests }] of [["pushpin", pushpin], ["ours", ours]]) {
+    for (const header of added(by).flatMap(({ headers }) => headers)) {
+      const all = requests.every(({ headers }) => headers.some((line) => named(line, [header])));
+      if (!all) wrong.push(`${name}: ${by} sends no ${header}, though the list of differences says so`);
     }
   }
   for (const part of Object.keys(theirs)) {

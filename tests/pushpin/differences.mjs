@@ -101,6 +101,39 @@ export const DIFFERENCES = [
     ours: [[{ binary: "0001026d3a" }, "text", { binary: "61732062696e617279" }, { ping: "70696e67" }, { ping: "" }, { pong: "706f6e67" }, { pong: "" }]],
     why: "A ping or pong without content is sent. Pushpin takes it and drops it.",
   },
+  ...["http: a close without a code", "http: a message is answered with a close without a code"].map((name) => ({
+    case: name, part: "client", pushpin: [[{ close: [1000, ""] }]], ours: [[{ close: [] }]], why: CLOSE,
+  })),
+  {
+    case: "http: binary, empty and large messages", part: "events",
+    pushpin: ["OPEN\r\n", "BINARY 4\r\n\u0000\u0001\r\n\r\n", "TEXT\r\n", `TEXT 1388\r\n${"x".repeat(5_000)}\r\n`, "TEXT 3\r\nend\r\n"],
+    ours: ["OPEN\r\n", "BINARY 4\r\n\u0000\u0001\r\n\r\n", "TEXT 0\r\n\r\n", `TEXT 1388\r\n${"x".repeat(5_000)}\r\n`, "TEXT 3\r\nend\r\n"],
+    why: "An empty message has a length, as the protocol's description has it. Pushpin 1.36 writes it without.",
+  },
+  {
+    case: "http: a close that is published", part: "events",
+    pushpin: ["OPEN\r\n", "CLOSE\r\n"], ours: ["OPEN\r\n", "CLOSE 6\r\n\u000f\u00a2over\r\n"],
+    why: "The backend gets what its client answered with.",
+  },
+  ...["no OPEN", "no events"].map((name) => ({
+    case: `http: the handshake is answered with ${name}`, part: "headers",
+    pushpin: [["content-length: 32"]], ours: [["content-length: 112", "content-type: application/problem+json"]], why: "The gateway's refusals have one form.",
+  })),
+  ...[
+    ["answer", ["HTTP/1.1 502 Bad Gateway"], ["HTTP/1.1 101 Switching Protocols"]],
+    ["headers", [["content-length: 32"]], [[]]],
+    ["client", [[]], [[{ close: [1012, "upstream connection lost"] }]]],
+    ["ended", [null], ["closed"]],
+  ].map(([part, theirs, own]) => ({
+    case: "http: the handshake is answered with malformed events", part, pushpin: theirs, ours: own,
+    why: "An answer is read as it comes, so that a large one is not gathered: what is wrong behind `OPEN` ends the session, after the 101.",
+  })),
+  ...["a status that is none", "another content type", "DISCONNECT", "a second OPEN", "malformed events"].flatMap((name) => [
+    ["client", [[]], [[{ close: [1012, "upstream connection lost"] }]]], ["ended", [true], ["closed"]],
+  ].map(([part, theirs, own]) => ({
+    case: `http: a message is answered with ${name}`, part, pushpin: theirs, ours: own,
+    why: "The client is told that it may come back. Pushpin cuts it off.",
+  }))),
   {
     case: "a hint and a refresh", part: "control", nth: 1, pushpin: invalid(""), ours: PUBLISHED,
     why: "`refresh` is an action of later versions of Pushpin, and 1.36 does not know it.",
@@ -146,8 +179,18 @@ export const DIFFERENCES = [
   },
 ];
 
-/** What is different in every case: headers that only one of the two adds to requests. */
-export const EVERYWHERE = {
-  headers: ["x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip"],
-  why: "The backend is told who the client is, as on every rule. Pushpin does where its configuration says so.",
-};
+/** What is different in every case: headers that only one of the two adds to requests, by the mode. */
+export const EVERYWHERE = [
+  {
+    modes: ["grip"], by: "ours", headers: ["x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip"],
+    why: "The backend is told who the client is, as on every rule. Pushpin does where its configuration says so.",
+  },
+  {
+    modes: ["grip_http"], by: "ours", headers: ["x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip"],
+    why: "The same.",
+  },
+  {
+    modes: ["grip_http", "hold"], by: "pushpin", headers: ["accept-encoding"],
+    why: "Events are read as they are written; Pushpin's HTTP client offers to inflate them.",
+  },
+];

@@ -68,19 +68,20 @@ export async function pushpin(backend) {
 }
 
 /** What a mode's rule needs, for each mode that the gateway has. */
-const RULES = { grip: "backplane: grip" };
+const RULES = { grip: "backplane: grip", grip_http: "backplane: grip_http" };
 
-/** The gateway, its engine in its memory. */
-export async function ours(backend) {
+/** The gateway, its engine in its memory; `history` is more for the section `backplane`. */
+export async function ours(backend, history = "") {
   const gate = await gateway(`
 version: 1
 listeners: [{ name: public, bind: "127.0.0.1:0" }]
 admin: { bind: "127.0.0.1:0" }
 upstreams: [{ name: app, endpoints: ["127.0.0.1:${backend}"] }]
-backplane:
+backplane:${history}
   publish: { bind: "127.0.0.1:0" }
   grip: { sig_key_file: grip.key, sig_iss: a-gateway }
 rules:
+  - { name: over_http, match: { path_prefix: /http }, upstream: app, ${RULES.grip_http} }
   - { name: grip, upstream: app, ${RULES.grip} }
 `, { "grip.key": KEY });
   const { address } = await gate.line({ event: "listening", listener: "publish" });

@@ -7,6 +7,9 @@ import { KEY } from "./proxies.mjs";
 import { acceptKey, closing, decoder, encode, readable, reader } from "./wire.mjs";
 import { verify } from "./signature.mjs";
 
+/** The header that says which case a request belongs to: what comes late of one is not taken for the next one's. */
+const CASE = "x-case";
+
 /** How long something awaited may take, in milliseconds. */
 const DEADLINE = 8_000;
 
@@ -18,7 +21,7 @@ const NORMAL = {
 
 /** What a backend saw of a request, in a form that does not depend on who sent it. */
 function normalised({ first, headers, body }) {
-  const lines = headers.map(([name, value]) => {
+  const lines = headers.filter(([name]) => name.toLowerCase() !== CASE).map(([name, value]) => {
     const key = name.toLowerCase();
     return `${key}: ${NORMAL[key]?.(value) ?? value}`;
   });
@@ -35,7 +38,7 @@ async function until(what, holds) {
 
 /** A backend for both proxies: each connection is given to the case that is played. */
 export async function scriptedBackend() {
-  const stage = { take: undefined };
+  const stage = { current: undefined, take: undefined };
   const sockets = new Set();
   const server = createServer((socket) => {
     sockets.add(socket);
@@ -43,7 +46,12 @@ export async function scriptedBackend() {
     socket.on("close", () => sockets.delete(socket));
     let frames;
     const read = reader((request) => {
-      frames = stage.take?.(socket, request);
+      const current = request.header(CASE) === stage.current;
+      frames = current ? stage.take(socket, request) : undefined;
+      // Of a case that is over: the proxy is told that all is well.
+      if (!current) {
+        socket.write("HTTP/1.1 200 OK\r\nContent-Type: application/websocket-events\r\nContent-Length: 0\r\n\r\n");
+      }
       const rest = request.rest();
       if (frames && rest.length > 0) frames(rest);
     });
@@ -101,22 +109,26 @@ class End {
 /** What stands between probes and fences and the messages of a case. */
 const aside = (seen) => typeof seen === "string" && /^~(probe|fence)/.test(seen);
 
+let cases = 0;
+
 /** Plays a case. Answers `{ requests, backend, client, control }`, or `{ failed }` with what it waited for in vain. */
 export async function play(proxy, backend, each) {
   const seen = { requests: [], backend: [], client: [], control: [] };
   const clients = [];
   const ends = [];
   let probes = 0;
+  const number = String((cases += 1));
   const t = {
     proxy: proxy.name,
     clients,
+    requests: seen.requests,
     /** The backend's ends, one for each WebSocket, in the order in which they were opened. */
     ends,
     async client({ path = each.path ?? "/case", headers = {} } = {}) {
       const socket = connect(proxy.port, "127.0.0.1");
       const lines = Object.entries({
         Host: "app.test", Upgrade: "websocket", Connection: "Upgrade", "Sec-WebSocket-Version": "13",
-        "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==", ...headers,
+        "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==", [CASE]: number, ...headers,
       }).map(([name, value]) => `${name}: ${value}\r\n`);
       const client = new End(socket, true, aside);
       clients.push(client);
@@ -149,7 +161,7 @@ export async function play(proxy, backend, each) {
       socket.on("data", (bytes) => (response.text += bytes.toString("latin1")));
       socket.on("close", () => (response.ended = true));
       const length = body ? { "Content-Length": Buffer.byteLength(body) } : {};
-      const lines = Object.entries({ Host: "app.test", ...length, ...headers }).map(([name, value]) => `${name}: ${value}\r\n`);
+      const lines = Object.entries({ Host: "app.test", [CASE]: number, ...length, ...headers }).map(([name, value]) => `${name}: ${value}\r\n`);
       socket.write(`${method} ${path} HTTP/1.1\r\n${lines.join("")}\r\n${body}`);
       return { response, drop: () => socket.destroy(), has: (text) => until(() => `${text} in ${response.text}`, () => response.text.includes(text)) };
     },
@@ -183,17 +195,18 @@ export async function play(proxy, backend, each) {
     sleep,
     until,
   };
+  backend.stage.current = number;
   backend.stage.take = (socket, request) => {
     seen.requests.push(normalised(request));
     if (each.respond) {
-      const answer = each.respond(request, seen.requests.length);
-      if (answer) {
-        const { status = "200 OK", headers = {}, body = "" } = answer;
-        const lines = Object.entries({ "Content-Length": Buffer.byteLength(body), ...headers })
+      Promise.resolve(each.respond(request)).then(({ status = "200 OK", headers = {}, body = "" }) => {
+        const bytes = Buffer.from(body, "latin1");
+        const lines = Object.entries({ "Content-Length": bytes.length, ...headers })
           .flatMap(([name, values]) => [values].flat().map((value) => `${name}: ${value}\r\n`));
-        socket.write(`HTTP/1.1 ${status}\r\n${lines.join("")}\r\n${body}`);
-        return undefined;
-      }
+        socket.write(`HTTP/1.1 ${status}\r\n${lines.join("")}\r\n`);
+        socket.write(bytes);
+      });
+      return undefined;
     }
     const extensions = each.extension === undefined ? "grip" : each.extension;
     const headers = { ...(extensions === null ? {} : { "Sec-WebSocket-Extensions": extensions }), ...each.headers };
@@ -209,7 +222,7 @@ export async function play(proxy, backend, each) {
   } catch (error) {
     seen.failed = error.message.replaceAll(/~\w+ \d+/g, "~");
   } finally {
-    backend.stage.take = undefined;
+    backend.stage.current = undefined;
     for (const client of clients) client.drop();
     for (const end of ends) end.drop();
   }
