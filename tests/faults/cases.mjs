@@ -197,6 +197,8 @@ export const CASES = [
         await sleep(500);
         const { redis: master } = world;
         await master.kill();
+        // What it acknowledged with its last breath is lost as well; until the replica is reached nothing is acknowledged.
+        await world.answered();
         world.redis = replica;
         world.fault("promoted", "end");
         world.way_in.to(replica.port);

@@ -57,7 +57,7 @@ export class World {
   static async start(options) {
     const world = new World();
     const defaults = { sessions: 12, channels: ["a", "b", "c"], pause: [4, 16], redisArgs: [], extra: [], window: 5_000, rule: "", way: byApplication };
-    Object.assign(world, { ...defaults, ...options }, { records: [], runners: [], live: [], plain: [], ops: 0, conns: 0, underway: 0 });
+    Object.assign(world, { ...defaults, ...options }, { records: [], runners: [], live: [], plain: [], ops: 0, conns: 0, underway: 0, unanswered: new Set() });
     world.random = randomness(world.seed);
     world.record({ e: "run", dedupe_ms: 300_000, seed: world.seed, fault: world.title, engine: world.engine });
     world.cleanup = [];
@@ -113,12 +113,14 @@ export class World {
   publish(channel, mid, at, padding = 0) {
     const gate = this.gates[at % this.gates.length];
     const op = (this.ops += 1);
+    this.unanswered.add(op);
     this.record({ e: "publish", op, channel, mid, via: at % this.gates.length });
     const content = JSON.stringify({ channel, mid, padding: "x".repeat(padding) });
     const body = JSON.stringify({ items: [{ channel, id: mid, formats: { "ws-message": { content } } }] });
     return new Promise((resolve) => {
       const settle = (outcome, status) => {
         this.record({ e: "answer", op, outcome, status });
+        this.unanswered.delete(op);
         resolve(outcome);
       };
       const options = { port: gate.port, host: "127.0.0.1", path: "/publish", method: "POST", agent: gate.agent, timeout: 4_000 };
@@ -158,6 +160,12 @@ export class World {
         }
       })());
     }
+  }
+
+  /** Waits for the answers to what is asked for now. */
+  answered() {
+    const asked = [...this.unanswered];
+    return eventually(() => asked.filter((op) => this.unanswered.has(op)).length, (count) => count === 0);
   }
 
   /** Does something while nothing is being published. */
