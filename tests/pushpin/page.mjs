@@ -22,12 +22,14 @@ const LOADS = [
 /** How much of a load arrives, and how the connection ended if it did. */
 async function load(proxy, backend, { items, bytes, together, rate, paused_ms }) {
   const got = { stored: 0, came: 0, end: "" };
+  // Of its own, so that no id is known already.
+  const channel = `load-${items}-${bytes}-${together}-${rate}-${paused_ms}`;
   const result = await play(proxy, backend, {
     name: "load",
     async play(t) {
       const [client, end] = await t.pair();
-      end.send('c:{"type":"subscribe","channel":"load"}');
-      await t.subscribed(client, "load");
+      end.send(`c:${JSON.stringify({ type: "subscribe", channel })}`);
+      await t.subscribed(client, channel);
       const before = client.got.length;
       if (paused_ms) {
         client.socket.pause();
@@ -35,7 +37,7 @@ async function load(proxy, backend, { items, bytes, together, rate, paused_ms })
       }
       for (let at = 0; at < items; at += together) {
         const next = performance.now() + (rate ? 1_000 / rate : 0);
-        const part = Array.from({ length: together }, (_, nth) => ({ channel: "load", id: `${at + nth}`, formats: { "ws-message": { content: `${at + nth} `.padEnd(bytes, "x") } } }));
+        const part = Array.from({ length: together }, (_, nth) => ({ channel, id: `${at + nth}`, formats: { "ws-message": { content: `${at + nth} `.padEnd(bytes, "x") } } }));
         const { status } = await t.control({ items: part }, { quiet: true });
         if (status === 200) got.stored += together;
         await sleep(Math.max(0, next - performance.now()));
@@ -119,7 +121,7 @@ for (const difference of DIFFERENCES) {
 console.log(`
 ## What is lost under load
 
-One subscriber, one publisher on a kept connection, the memory engine; what arrived of what was answered with 200. Pushpin
+One subscriber, one publisher, the memory engine; what arrived of what was answered with 200. Pushpin
 drops a message when the client's window is full at that moment, and says nothing of it; its connection stays open.
 Sluicegate keeps it in the channel's history until the client takes it; one that falls behind the history is closed with
 1013, and comes back with the id that it had last. The history is 1 MiB by default; the last column has 32 MiB.
