@@ -105,6 +105,7 @@ test("a client that vanishes is told of, and one that detaches stays", async () 
 
 test("a client that comes back gets what it missed, older history from the backend by its link", async () => {
   const first = await enter("history");
+  await gate.metric("sluicegate_subscriptions", {}, 1);
   await publish(item("history", "h-1", "one"), item("history", "h-2", "two"), item("history", "h-3", "three"));
   await first.has(4);
   const again = await enter("history?prev=h-1");
@@ -142,4 +143,41 @@ test("a backend that cannot be reached is a 502", async () => {
   const [, answer] = await once(socket, "unexpected-response");
   assert.equal(answer.statusCode, 502);
   await dead.stop();
+});
+
+/** A plain request through the gateway, whose body is read as it comes. */
+async function stream(path, options = {}) {
+  const abort = new AbortController();
+  const answer = await fetch(`${gate.http}${path}`, { signal: abort.signal, ...options });
+  const got = { text: "", ended: false };
+  (async () => {
+    for await (const piece of answer.body) got.text += Buffer.from(piece).toString();
+    got.ended = true;
+  })().catch(() => {});
+  return { answer, got, abort, has: (text) => eventually(() => got.text, (all) => all === text) };
+}
+const streamed = (channel, id, content, more = {}) => ({ channel, id, formats: { "http-stream": { content } }, ...more });
+
+test("a held stream goes on with what is published, and ends when a publisher says so", async () => {
+  const [one, two] = await Promise.all([stream("/stream/news"), stream("/stream/news")]);
+  assert.equal(one.answer.status, 200);
+  assert.deepEqual([...one.answer.headers.keys()].filter((name) => name.startsWith("grip")), []);
+  await one.has("open\n");
+  await gate.metric("sluicegate_subscriptions", {}, 2);
+  await publish(streamed("news", "n-1", "first\n"), streamed("news", "n-2", "second\n"));
+  await Promise.all([one.has("open\nfirst\nsecond\n"), two.has("open\nfirst\nsecond\n")]);
+  two.abort.abort();
+  await publish({ channel: "news", id: "n-3", formats: { "http-stream": { action: "close" } } });
+  await eventually(() => one.got.ended, Boolean);
+});
+
+test("a long poll is answered by what is published, or as the backend would have it in time", async () => {
+  const waiting = fetch(`${gate.http}/poll/votes`, { method: "POST", body: "x=1" });
+  await gate.metric("sluicegate_subscriptions", {}, 1);
+  const response = { code: 202, headers: { "X-From": "publisher" }, body: "counted\n" };
+  await publish({ channel: "votes", id: "v-1", formats: { "http-response": response } });
+  const answer = await waiting;
+  assert.deepEqual([answer.status, answer.headers.get("x-from"), await answer.text()], [202, "publisher", "counted\n"]);
+  const late = await fetch(`${gate.http}/poll/votes?timeout=5`);
+  assert.deepEqual([late.status, await late.text()], [200, "nothing yet\n"]);
 });

@@ -17,6 +17,7 @@
 
 pub mod backend;
 pub mod engine;
+pub mod hold;
 pub mod hub;
 pub mod link;
 pub mod memory;

@@ -1,9 +1,9 @@
-//! What a published item is for WebSocket clients, made once for all sessions of a node.
+//! What a published item is for each kind of client, made once for all of a node.
 
 use bytes::Bytes;
 
 use crate::grip::Kind;
-use crate::grip::item::{Item, WsMessage};
+use crate::grip::item::{Formats, HttpResponse, HttpStream, Item, WsMessage};
 use crate::grip::meta::Meta;
 use crate::ws::close::{CloseCode, MAX_REASON_BYTES};
 use crate::ws::header::{ControlFrame, DataHeader, FrameHeader, Opcode};
@@ -15,8 +15,12 @@ pub struct Rendered {
     pub meta: Meta,
     /// The id that its publisher gave it; empty for none.
     pub id: String,
-    /// What is sent.
+    /// What WebSocket clients are sent.
     pub message: Message,
+    /// What plain requests get that are held as a stream.
+    pub http_stream: Option<HttpStream>,
+    /// What plain requests get that wait for a response.
+    pub http_response: Option<HttpResponse>,
 }
 
 /// What a WebSocket client gets of an item.
@@ -45,7 +49,8 @@ impl Rendered {
     /// Reads what an engine stored. `None` if it is no item.
     pub fn of(payload: &Bytes) -> Option<Self> {
         let item = Item::decode(payload).ok()?;
-        let message = match item.formats.ws_message {
+        let Formats { ws_message, http_stream, http_response } = item.formats;
+        let message = match ws_message {
             Some(WsMessage::Send { kind, content, content_filters }) => {
                 Message::Send { kind, frame: frame(kind, &content).into(), content, content_filters }
             }
@@ -53,7 +58,7 @@ impl Rendered {
             Some(WsMessage::Refresh) => Message::Refresh,
             Some(WsMessage::Hint) | None => Message::Nothing,
         };
-        Some(Self { meta: item.meta, id: item.id.unwrap_or_default(), message })
+        Some(Self { meta: item.meta, id: item.id.unwrap_or_default(), message, http_stream, http_response })
     }
 }
 

@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use pingora::ErrorType;
 use pingora::connectors::ConnectorOptions;
 use pingora::connectors::http::v1::Connector;
-use pingora::http::RequestHeader;
+use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::http::v1::client::HttpSession;
 use pingora::upstreams::peer::HttpPeer;
 use tokio::sync::Semaphore;
@@ -134,15 +134,13 @@ impl ClientBackend {
         let place = self.asker.descriptors.acquire(super::gateway::ANYBODY, Enforce::ALL);
         let _place = place.map_err(|_| AskError::Unreachable(Some("the process may open no more descriptors")))?;
         let (request, body) = self.request(question).ok_or(AskError::Malformed)?;
-        let (session, peer, lease) = self.connect().await?;
-        let answered = self.exchange(session, &peer, request, body).await;
-        let endpoint = lease.endpoint();
-        *self.asked.lock() = Some(endpoint.clone());
-        match &answered {
-            Ok(_) => endpoint.answered(),
-            Err(_) => endpoint.misbehaved(),
-        }
-        answered
+        let mut begun = self.begin(request, body).await?;
+        let limits = &self.backplane.limits;
+        let most = if begun.answer.status == StatusCode::OK { limits.response_bytes } else { limits.refusal_bytes };
+        let body = begun.read_whole(most, self.timeout).await?;
+        let mut answer = begun.end(&self.asker).await;
+        forwarding::strip_answer(&mut answer);
+        Ok(Reply { status: answer.status.as_u16(), headers: answer.headers.clone(), body })
     }
 
     /// The head and the body of a request. `None`: a value cannot stand in a header, or a link in a request line.
@@ -215,14 +213,13 @@ impl ClientBackend {
         }
     }
 
-    /// One request and its answer, read whole.
-    async fn exchange(
-        &self,
-        mut session: HttpSession,
-        peer: &HttpPeer,
-        request: RequestHeader,
-        body: Bytes,
-    ) -> Result<Reply, AskError> {
+    /// Makes one request, and reads the head of its answer.
+    ///
+    /// # Errors
+    /// There is none.
+    pub async fn begin(&self, request: RequestHeader, body: Bytes) -> Result<Begun, AskError> {
+        let (mut session, peer, lease) = self.connect().await?;
+        *self.asked.lock() = Some(lease.endpoint().clone());
         let mut sent_whole = false;
         let answer = timeout(self.timeout, async {
             session.write_request_header(Box::new(request)).await?;
@@ -240,29 +237,67 @@ impl ClientBackend {
             pingora::Error::e_explain(ErrorType::InvalidHTTPHeader, "too many interim answers")
         })
         .await;
-        let mut answer = match answer {
-            Ok(Ok(answer)) => answer,
-            Ok(Err(error)) if *error.etype() == ErrorType::InvalidHTTPHeader => return Err(AskError::Malformed),
-            Ok(Err(_)) => return Err(AskError::Broken { sent_whole }),
-            Err(_) => return Err(AskError::Timeout { sent_whole }),
+        let answer = match answer {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(error)) if *error.etype() == ErrorType::InvalidHTTPHeader => Err(AskError::Malformed),
+            Ok(Err(_)) => Err(AskError::Broken { sent_whole }),
+            Err(_) => Err(AskError::Timeout { sent_whole }),
         };
-        let limits = &self.backplane.limits;
-        let most = if answer.status == StatusCode::OK { limits.response_bytes } else { limits.refusal_bytes };
-        let mut body = BytesMut::new();
-        loop {
-            match timeout(self.timeout, session.read_body_bytes()).await {
-                Ok(Ok(Some(piece))) if body.len() + piece.len() > most => return Err(AskError::Malformed),
-                Ok(Ok(Some(piece))) => body.extend_from_slice(&piece),
-                Ok(Ok(None)) => break,
-                Ok(Err(_)) => return Err(AskError::Broken { sent_whole }),
-                Err(_) => return Err(AskError::Timeout { sent_whole }),
+        match answer {
+            Ok(answer) => {
+                lease.endpoint().answered();
+                Ok(Begun { session, peer, answer, _lease: lease })
+            }
+            Err(error) => {
+                lease.endpoint().misbehaved();
+                Err(error)
             }
         }
-        let idle = kept_for(&answer.headers);
-        self.asker.connector.release_http_session(session, peer, Some(idle)).await;
-        forwarding::strip_answer(&mut answer);
-        let status = answer.status.as_u16();
-        Ok(Reply { status, headers: answer.headers.clone(), body: body.freeze() })
+    }
+}
+
+/// A request whose answer has begun.
+pub struct Begun {
+    session: HttpSession,
+    peer: HttpPeer,
+    /// The head of the answer, as it came.
+    pub answer: Box<ResponseHeader>,
+    _lease: Lease,
+}
+
+impl Begun {
+    /// The next piece of the body; `None` at its end. `within` is how long it may pause.
+    ///
+    /// # Errors
+    /// The body breaks off.
+    pub async fn read(&mut self, within: Duration) -> Result<Option<Bytes>, AskError> {
+        match timeout(within, self.session.read_body_bytes()).await {
+            Ok(Ok(piece)) => Ok(piece),
+            Ok(Err(_)) => Err(AskError::Broken { sent_whole: true }),
+            Err(_) => Err(AskError::Timeout { sent_whole: true }),
+        }
+    }
+
+    /// The whole body.
+    ///
+    /// # Errors
+    /// It breaks off; `Malformed`: it has more than `most` bytes.
+    pub async fn read_whole(&mut self, most: usize, within: Duration) -> Result<Bytes, AskError> {
+        let mut body = BytesMut::new();
+        while let Some(piece) = self.read(within).await? {
+            if body.len() + piece.len() > most {
+                return Err(AskError::Malformed);
+            }
+            body.extend_from_slice(&piece);
+        }
+        Ok(body.freeze())
+    }
+
+    /// Keeps the connection for the next request, where the body was read to its end. Returns the head.
+    pub async fn end(self, asker: &Asker) -> Box<ResponseHeader> {
+        let idle = kept_for(&self.answer.headers);
+        asker.connector.release_http_session(self.session, &self.peer, Some(idle)).await;
+        self.answer
     }
 }
 

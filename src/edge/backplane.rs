@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use http::HeaderMap;
 use pingora::http::RequestHeader;
+use pingora::{Error, ErrorType};
 use ring::rand::SystemRandom;
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
@@ -30,8 +31,10 @@ use crate::grip::headers::{Added, Feature, add_request};
 use crate::metrics::{BackplaneMetrics, Metrics};
 
 /// What this version can do, as backends are told.
-const FEATURES: [Feature; 8] = [
+const FEATURES: [Feature; 10] = [
+    Feature::Status,
     Feature::Session,
+    Feature::LinkNext,
     Feature::Filter(Filter::SkipSelf),
     Feature::Filter(Filter::SkipUsers),
     Feature::Filter(Filter::RequireSub),
@@ -102,6 +105,19 @@ impl Backplane {
         let Ok(signature) = signature.transpose() else { return Err(refused) };
         let added = Added { signature: signature.as_deref(), features: &FEATURES, last, offer };
         if add_request(headers, &added).is_err() { Err(refused) } else { Ok(()) }
+    }
+
+    /// Says in a plain request who asks, what it can do, and the last id of each channel in `last`.
+    ///
+    /// # Errors
+    /// `InvalidHTTPHeader`: as [`Backplane::add`].
+    pub fn introduce(&self, request: &mut RequestHeader, last: &[(&str, &str)]) -> pingora::Result<()> {
+        let mut headers = HeaderMap::new();
+        self.add(&mut headers, last, false).map_err(|_| Error::new(ErrorType::InvalidHTTPHeader))?;
+        for (name, value) in headers.iter() {
+            request.append_header(name.clone(), value.clone())?;
+        }
+        Ok(())
     }
 
     /// Offers GRIP to a backend in a handshake.

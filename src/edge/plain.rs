@@ -36,11 +36,14 @@ use super::stream::PrereadStream;
 use super::upstreams::{Endpoint, Lease};
 use crate::cause::Refusal;
 use crate::config::AccessLog;
+use crate::grip::instruct;
 use crate::policy::client_address::Source;
 use crate::policy::connection_limit::Guard;
 use crate::tls::NO_CA_FILE;
 use crate::tunnel::sys;
 use crate::ws::handshake::list;
+
+mod held;
 
 /// An upstream that answers a plain request with a 101.
 const UNASKED_UPGRADE: ErrorType = ErrorType::new("UnaskedUpgrade");
@@ -63,6 +66,8 @@ pub struct Plain {
     body_bytes: u64,
     /// A refusal was logged and counted: the request is no answered one.
     refused: bool,
+    /// What the log says besides a refusal.
+    detail: Option<String>,
     _upstream_descriptor: Guard,
 }
 
@@ -81,6 +86,7 @@ impl Plain {
             timed_out: Arc::default(),
             body_bytes: 0,
             refused: false,
+            detail: None,
             _upstream_descriptor: upstream_descriptor,
         }
     }
@@ -119,13 +125,15 @@ pub struct PlainProxy {
 }
 
 /// What we decide within Pingora's request.
-struct Hooks;
+struct Hooks {
+    stopped: watch::Receiver<bool>,
+}
 
 impl PlainProxy {
     /// A proxy with its own pool of upstream connections. `shutdown` ends keep-alive.
     pub fn new(shutdown: watch::Receiver<bool>) -> Self {
         let conf = Arc::new(ServerConf { ca_file: Some(NO_CA_FILE.to_owned()), ..ServerConf::default() });
-        let mut proxy = HttpProxy::new(Hooks, conf);
+        let mut proxy = HttpProxy::new(Hooks { stopped: shutdown.clone() }, conf);
         proxy.handle_init_modules();
         Self { proxy: Arc::new(proxy), shutdown, in_flight: AtomicUsize::new(0) }
     }
@@ -263,6 +271,14 @@ impl ProxyHttp for Hooks {
         Ok(())
     }
 
+    /// Requests that the backend may have held are served without Pingora's proxy.
+    async fn request_filter(&self, session: &mut Session, ctx: &mut Self::CTX) -> pingora::Result<bool> {
+        match ctx {
+            Some(plain) => held::serve(session, plain, &self.stopped).await,
+            None => Ok(false),
+        }
+    }
+
     async fn upstream_peer(&self, _session: &mut Session, ctx: &mut Self::CTX) -> pingora::Result<Box<HttpPeer>> {
         let plain = ctx.as_mut().ok_or_else(|| Error::new(ErrorType::InternalError))?;
         let Routed { upstream, choice, rule, .. } = &plain.routed;
@@ -351,8 +367,9 @@ impl ProxyHttp for Hooks {
         if let Some(plain) = ctx {
             let Routed { request, rule, .. } = &plain.routed;
             forwarding::tell_client(upstream, request, &plain.source);
-            if rule.backplane.is_some() {
+            if let Some(backplane) = &rule.backplane {
                 backplane::strip(upstream);
+                backplane.shared.introduce(upstream, &[])?;
             }
             forwarding::apply(&rule.request_headers, upstream);
             forwarding::rewrite(rule.rewrite.as_ref(), upstream)?;
@@ -403,6 +420,10 @@ impl ProxyHttp for Hooks {
         }
         plain.alarm = None;
         let Routed { rule, upstream, request, choice, .. } = &plain.routed;
+        if rule.backplane.is_some() && answer.headers.keys().any(instruct::is_grip) {
+            plain.detail = Some("a request with a long body cannot be held".to_owned());
+            return Err(Error::new_up(ErrorType::InvalidHTTPHeader));
+        }
         if let Some(endpoint) = plain.tried.last() {
             endpoint.answered();
             if let Some(cookie) = sticky::set_cookie(rule, upstream, request, choice, endpoint) {
@@ -433,7 +454,7 @@ impl ProxyHttp for Hooks {
         if let Some(plain) = ctx.as_mut().filter(|_| !answered) {
             plain.alarm = None;
             plain.refused = true;
-            plain.routed.record.refused(&refusal, tls_detail(error));
+            plain.routed.record.refused(&refusal, plain.detail.as_deref().or_else(|| tls_detail(error)));
             plain.routed.rule.metrics.refused(&refusal);
             let silent = timed_out || brought_no_answer(error);
             if let Some(endpoint) = plain.tried.last().filter(|_| silent) {

@@ -9,7 +9,7 @@ use super::recode::FrameBuffer;
 use super::side::Side;
 use super::stats::{Direction, Stats};
 use super::work::Work;
-use super::{Settings, Wire};
+use super::{Settings, Verdict, Wire};
 use crate::cause::Cause;
 use crate::events::Event;
 use crate::metrics::RuleMetrics;
@@ -49,7 +49,15 @@ impl Core {
         }
     }
 
-    pub(super) fn note_the_dead<C, U>(&mut self, client: &Side<C>, upstream: &Side<U>, now: Instant) {
+    /// Begins the end where a side is gone, or the upstream's stream knows of a reason.
+    pub(super) fn note_the_dead<C, U: Wire>(&mut self, client: &Side<C>, upstream: &Side<U>, now: Instant) {
+        match upstream.io.verdict() {
+            None => {}
+            Some(Verdict::Overrun) => self.end(Cause::Overrun, now),
+            Some(Verdict::MessageTooBig { size_bytes, limit_bytes }) => {
+                self.end(Cause::MessageTooBig { size_bytes, limit_bytes }, now);
+            }
+        }
         if client.end.dead {
             self.end(Cause::ClientGone, now);
         } else if upstream.end.dead {

@@ -20,7 +20,7 @@ use super::registry::{Control, Order};
 use super::side::{Side, SideEnd};
 use super::stats::Stats;
 use super::work::Work;
-use super::{Compression, Settings, Verdict, Wire};
+use super::{Compression, Settings, Wire};
 use crate::cause::Cause;
 use crate::metrics::{RuleMetrics, SlowClientMark};
 use crate::policy::keepalive::{Keepalive, Step as KeepaliveStep};
@@ -310,13 +310,6 @@ impl<C: Wire, U: Wire> Future for Session<C, U> {
             this.control.listen(cx.waker());
         }
         this.follow_orders(now);
-        match this.upstream.io.verdict() {
-            None => {}
-            Some(Verdict::Overrun) => this.core.end(Cause::Overrun, now),
-            Some(Verdict::MessageTooBig { size_bytes, limit_bytes }) => {
-                this.core.end(Cause::MessageTooBig { size_bytes, limit_bytes }, now);
-            }
-        }
         let Self { client, upstream, core, .. } = this;
         let over = core
             .ending

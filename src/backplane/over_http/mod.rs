@@ -489,6 +489,10 @@ impl AsyncRead for OverHttp {
         if this.give(into) {
             return Poll::Ready(Ok(()));
         }
+        if this.state == State::Closed {
+            // Behind its Close frame a server closes its connection. RFC 6455 §7.1.1.
+            this.end.get_or_insert(End::Eof);
+        }
         match &this.end {
             Some(End::Eof) => return Poll::Ready(Ok(())),
             Some(End::Failed(why)) => return Poll::Ready(Err(io::Error::other(why.clone()))),
@@ -521,6 +525,7 @@ impl AsyncWrite for OverHttp {
             Err(Fault::Protocol) => return Poll::Ready(Err(io::ErrorKind::InvalidData.into())),
             Err(Fault::TooLong { size_bytes }) => {
                 this.too_big = Some(size_bytes);
+                this.end = Some(End::Eof);
                 bytes.len()
             }
         };
