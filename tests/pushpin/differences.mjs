@@ -182,15 +182,12 @@ export const DIFFERENCES = [
 /** What is different in every case: headers that only one of the two adds to requests, by the mode. */
 export const EVERYWHERE = [
   {
-    modes: ["grip"], by: "ours", headers: ["x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip"],
+    modes: ["grip", "grip_http", "hold"], by: "ours", headers: ["x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip"],
     why: "The backend is told who the client is, as on every rule. Pushpin does where its configuration says so.",
   },
   {
-    modes: ["grip_http"], by: "ours", headers: ["x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip"],
-    why: "The same.",
-  },
-  {
     modes: ["grip_http", "hold"], by: "pushpin", headers: ["accept-encoding"],
-    why: "Events are read as they are written; Pushpin's HTTP client offers to inflate them.",
+    why: "What a backend may compress, the gateway could not read. Pushpin's HTTP client offers to inflate it.",
   },
+  { modes: ["hold"], by: "pushpin", headers: ["accept"], why: "The client sent none." },
 ];

@@ -68,7 +68,7 @@ export async function pushpin(backend) {
 }
 
 /** What a mode's rule needs, for each mode that the gateway has. */
-const RULES = { grip: "backplane: grip", grip_http: "backplane: grip_http" };
+const RULES = { grip: "backplane: grip", grip_http: "backplane: grip_http", hold: "backplane: grip" };
 
 /** The gateway, its engine in its memory; `history` is more for the section `backplane`. */
 export async function ours(backend, history = "") {
