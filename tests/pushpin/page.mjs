@@ -101,9 +101,9 @@ cuts messages into frames. \`Grip-Sig\` is verified, and its claims are compared
 | | cases | played by both | the same | differ as listed |
 | --- | ---: | ---: | ---: | ---: |`);
 for (const [mode, { cases, played, differ }] of counts) console.log(`| ${NAMES[mode]} | ${cases} | ${played} | ${played - differ} | ${differ} |`);
+const missing = [...counts].filter(([, { played }]) => played === 0).map(([mode]) => NAMES[mode]);
+if (missing.length > 0) console.log(`\nOnly Pushpin played: ${missing.join(", ")}.`);
 console.log(`
-A mode that only Pushpin has played is one that Sluicegate does not have, or whose cases are not turned on.
-
 ## Differences
 
 | case | of | Pushpin 1.36.0 | Sluicegate | why |

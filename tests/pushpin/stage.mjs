@@ -11,7 +11,7 @@ import { verify } from "./signature.mjs";
 const CASE = "x-case";
 
 /** How long something awaited may take, in milliseconds. */
-const DEADLINE = 8_000;
+const DEADLINE = 12_000;
 
 /** Values that differ from run to run, or by the name of a product; what they must be like is checked where they are made. */
 const NORMAL = {
@@ -111,7 +111,7 @@ const aside = (seen) => typeof seen === "string" && /^~(probe|fence)/.test(seen)
 
 let cases = 0;
 
-/** Plays a case. Answers `{ requests, backend, client, control }`, or `{ failed }` with what it waited for in vain. */
+/** Plays a case; what it calls `unstable` differs from run to run of one proxy, and is not compared. Answers `{ requests, backend, client, control }`, or `{ failed }` with what it waited for in vain. */
 export async function play(proxy, backend, each) {
   const seen = { requests: [], backend: [], client: [], control: [] };
   const clients = [];
