@@ -124,7 +124,8 @@ console.log(`
 One subscriber, one publisher, the memory engine; what arrived of what was answered with 200. Pushpin
 drops a message when the client's window is full at that moment, and says nothing of it; its connection stays open.
 Sluicegate keeps it in the channel's history until the client takes it; one that falls behind the history is closed with
-1013, and comes back with the id that it had last. The history is 1 MiB by default; the last column has 32 MiB.
+1013, and comes back with the id that it had last. The history is 1 MiB by default; the last column has 32 MiB. How much
+Pushpin loses differs from run to run, and with what else the machine does.
 
 | published | items a request | pace | the client | Pushpin 1.36.0 | Sluicegate | Sluicegate, larger history |
 | --- | ---: | --- | --- | ---: | ---: | ---: |`);
