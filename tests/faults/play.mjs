@@ -24,7 +24,9 @@ export function endWithMe() {
 
 /** Answers `{ counts, violations, file }`. */
 export async function play({ fault, engine, seed, long }) {
-  const world = await World.start({ ...fault.options, engine, seed, title: fault.name });
+  const world = await World.start({ ...fault.options, engine, seed, title: fault.name }).catch((error) => {
+    throw new Error(`${fault.name}, ${engine}, seed ${seed}: ${error.message}`, { cause: error });
+  });
   worlds.add(world);
   let failure;
   try {

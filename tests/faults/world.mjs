@@ -95,7 +95,11 @@ export class World {
     const engine = this.engine === "memory" ? "memory" : `{ redis: { url: "redis://127.0.0.1:${this.way_in.port}" } }`;
     const gate = await gateway(configuration(this.app.port, engine, this));
     const { address } = await gate.line({ event: "listening", listener: "publish" });
-    if (this.engine === "redis") await gate.metric("sluicegate_region_up", {}, 1);
+    if (this.engine === "redis") {
+      await gate.metric("sluicegate_region_up", {}, 1).catch((error) => {
+        throw new Error(`the gateway does not reach Redis: ${JSON.stringify(gate.log.slice(-3))}`, { cause: error });
+      });
+    }
     const kill = async () => {
       gate.child.kill("SIGCONT");
       gate.child.kill("SIGKILL");
