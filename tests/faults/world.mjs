@@ -80,8 +80,8 @@ export class World {
       this.cleanup.push(() => this.way_in.stop());
     }
     this.gates = [];
-    for (let at = 0; at < (this.engine === "redis" ? 2 : 1); at += 1) this.gates.push(await this.gate());
     this.cleanup.push(() => Promise.all(this.gates.map((gate) => gate.kill())));
+    for (let at = 0; at < (this.engine === "redis" ? 2 : 1); at += 1) this.gates.push(await this.gate());
     for (let at = 0; at < this.sessions; at += 1) {
       const channels = this.channels.filter((_, nth) => nth !== at % this.channels.length || this.channels.length === 1);
       this.live.push(new Session(this, { name: `s${at}`, channels, group: "fast", gate: at, deflate: at % 4 === 3 }));
@@ -94,18 +94,19 @@ export class World {
   async gate() {
     const engine = this.engine === "memory" ? "memory" : `{ redis: { url: "redis://127.0.0.1:${this.way_in.port}" } }`;
     const gate = await gateway(configuration(this.app.port, engine, this));
-    const { address } = await gate.line({ event: "listening", listener: "publish" });
-    if (this.engine === "redis") {
-      await gate.metric("sluicegate_region_up", {}, 1).catch((error) => {
-        throw new Error(`the gateway does not reach Redis: ${JSON.stringify(gate.log.slice(-3))}`, { cause: error });
-      });
-    }
     const kill = async () => {
       gate.child.kill("SIGCONT");
       gate.child.kill("SIGKILL");
       // Also removes its folder.
       await gate.stop();
     };
+    const { address } = await gate.line({ event: "listening", listener: "publish" });
+    if (this.engine === "redis") {
+      await gate.metric("sluicegate_region_up", {}, 1).catch(async (error) => {
+        await kill();
+        throw new Error(`the gateway does not reach Redis: ${JSON.stringify(gate.log.slice(-3))}`, { cause: error });
+      });
+    }
     return { ...gate, kill, port: Number(address.split(":").at(-1)), agent: new http.Agent({ keepAlive: true }) };
   }
 
