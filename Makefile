@@ -5,7 +5,7 @@ CARGO ?= cargo
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build test fmt lint doc deny check-examples conformance conformance-short conformance-fronts attacks exhaustion fuzz \
+.PHONY: help demo build test fmt lint doc deny check-examples conformance conformance-short conformance-fronts attacks exhaustion faults pushpin fuzz \
 	coverage bench
 
 help: ## Show this list
@@ -78,6 +78,20 @@ exhaustion: ## Play attacks on memory and CPU time beside legal clients, through
 	  echo "By \`make exhaustion\` on $$(date -u +%F) at commit $$(git rev-parse --short HEAD), $$(nproc) cores."; \
 	  $(CARGO) bench --locked --bench exhaustion; } | tee $(TARGET)/exhaustion.md
 	@mv $(TARGET)/exhaustion.md docs/exhaustion.md
+
+faults: build ## Kill, stop and cut off gateways and Redis under traffic, by many seeds; writes docs/faults.md (8 minutes)
+	@scripts/setup test
+	@set -o pipefail; { echo "# Faults"; echo; \
+	  echo "By \`make faults\` on $$(date -u +%F) at commit $$(git rev-parse --short HEAD), $$(nproc) cores."; \
+	  SLUICEGATE=$(abspath $(TARGET)/debug/sluicegate) node tests/faults/run.mjs; } | tee $(TARGET)/faults.md
+	@mv $(TARGET)/faults.md docs/faults.md
+
+pushpin: build ## Play the same cases through Debian's pushpin and the gateway, and load both; writes docs/pushpin.md (2 minutes)
+	@scripts/setup test
+	@set -o pipefail; { echo "# Beside Pushpin"; echo; \
+	  echo "By \`make pushpin\` on $$(date -u +%F) at commit $$(git rev-parse --short HEAD), $$(nproc) cores."; \
+	  SLUICEGATE=$(abspath $(TARGET)/debug/sluicegate) node tests/pushpin/page.mjs; } | tee $(TARGET)/pushpin.md
+	@mv $(TARGET)/pushpin.md docs/pushpin.md
 
 # Bash has a variable of this name, which counts the seconds of the shell: only what the command line says counts.
 FUZZ_SECONDS = $(if $(filter command line,$(origin SECONDS)),$(SECONDS),60)

@@ -29,19 +29,21 @@ pub enum AnswerType {
 }
 
 impl AnswerType {
-    /// The first of the types in an `Accept` that is one of the two; without `Accept` it is text. `None` is a 406.
+    /// The type that an `Accept` takes, text if it takes both; without `Accept` it is text. `None` is a 406.
     ///
-    /// Weights are not looked at: the order is the preference, as it is for Pushpin.
+    /// Neither weights nor the order are looked at, as Pushpin does not.
     pub fn negotiate(accept: Option<&[u8]>) -> Option<Self> {
         let Some(accept) = accept else { return Some(Self::Text) };
-        accept.split(|byte| *byte == b',').find_map(|range| {
+        let mut json = None;
+        for range in accept.split(|byte| *byte == b',') {
             let media = range.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii();
             match media.to_ascii_lowercase().as_slice() {
-                b"text/plain" | b"text/*" | b"*/*" | b"*" => Some(Self::Text),
-                b"application/json" | b"application/*" => Some(Self::Json),
-                _ => None,
+                b"text/plain" | b"text/*" | b"*/*" | b"*" => return Some(Self::Text),
+                b"application/json" | b"application/*" => json = Some(Self::Json),
+                _ => {}
             }
-        })
+        }
+        json
     }
 
     /// The answer to a request that was taken.
@@ -408,7 +410,8 @@ mod tests {
         for (accept, expected) in [
             (None, Some(AnswerType::Text)),
             (Some("application/json"), Some(AnswerType::Json)),
-            (Some("image/png, Application/JSON;q=0.1, text/plain"), Some(AnswerType::Json)),
+            (Some("image/png, Application/JSON;q=0.1"), Some(AnswerType::Json)),
+            (Some("application/json, text/plain;q=0.1"), Some(AnswerType::Text)),
             (Some("*/*"), Some(AnswerType::Text)),
             (Some("image/png"), None),
             (Some(""), None),

@@ -154,17 +154,18 @@ impl Local {
         let Some(last) = &self.last else { return Some(Task::Open) };
         let mut ahead = false;
         for subscriber in self.subscribers.values_mut() {
+            let Stand::Waiting { from, checked, .. } = &mut subscriber.stand else { continue };
             // Another node was ahead of this one, or the log has lost its end: reading on tells.
-            if let Stand::Waiting { from, checked, .. } = &mut subscriber.stand {
-                let is_ahead = match from {
-                    From::Place(Place::After(place)) => place.n > last.n,
-                    From::Entry(id) => *id > last.id,
-                    From::Message(message) => self.window.find(message).is_none(),
-                    From::Now | From::Place(_) => false,
-                };
-                ahead |= !*checked && is_ahead;
-                *checked = true;
-            }
+            let beyond = match from {
+                From::Now | From::Place(Place::Now | Place::Start) => continue,
+                From::Place(Place::After(place)) => place.n > last.n,
+                From::Entry(id) => *id > last.id,
+                // Where a message is that is not here is known when all is here that came before.
+                From::Message(_) if !self.filled => continue,
+                From::Message(message) => self.window.find(message).is_none(),
+            };
+            ahead |= !*checked && beyond;
+            *checked = true;
         }
         if self.disrupted || self.seen > last.n || ahead {
             // What comes while it is read counts anew.

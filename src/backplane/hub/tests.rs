@@ -350,6 +350,11 @@ async fn play(seed: u64) {
                 let from = match rng.random_range(0..4) {
                     0 => From::Place(Place::Start),
                     1 if !gentle => From::Message(MessageId::new(&format!("m{}", rng.random_range(1..50))).unwrap()),
+                    // Another node may have pushed it already, and this one not.
+                    1 => match engine.state.lock().logs.get(channel).and_then(|log| log.last()) {
+                        Some(newest) => From::Message(newest.message.clone()),
+                        None => From::Now,
+                    },
                     _ => From::Now,
                 };
                 clients[at].subscribe(channel, from);
@@ -446,6 +451,25 @@ async fn a_thousand_who_come_back_at_once_cost_one_read() {
     }
     assert!(engine.state.lock().reads <= 30, "pages of one read, not one read each");
     assert_eq!((hub.channels(), hub.subscribers(&channel)), (1, 1000));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_comes_back_from_a_node_that_was_ahead_is_told_of_no_gap() {
+    let (engine, hub, channel) = stocked(3).await;
+    let [mut first, mut second] = [(); 2].map(|()| hub.join(InboxLimit::default()));
+    let from = |id: &str| From::Message(MessageId::new(id).unwrap());
+    first.subscribe(&channel, from("m3"), ANY);
+    let notice = poll_fn(|cx| first.poll_next(cx)).await;
+    assert!(matches!(notice, Notice::Subscribed { recovery: Recovery::Replay { from: 4, to: 3 }, .. }), "{notice:?}");
+    // What is stored now comes to the other nodes sooner than to this one, which has all that was stored before.
+    engine.state.lock().losing = 10;
+    engine.append(&channel, "m4");
+    second.subscribe(&channel, from("m4"), ANY);
+    let notice = poll_fn(|cx| second.poll_next(cx)).await;
+    assert!(matches!(notice, Notice::Subscribed { recovery: Recovery::Replay { from: 5, to: 4 }, .. }), "{notice:?}");
+    assert!(
+        matches!(poll_fn(|cx| first.poll_next(cx)).await, Notice::Publication(publication) if publication.n() == 4)
+    );
 }
 
 #[tokio::test(start_paused = true)]
