@@ -148,6 +148,10 @@ pub struct Entry {
     pub payload: Bytes,
 }
 
+/// The payload of an entry that is no item: the engine has found that entries before it, which were acknowledged, are
+/// lost. Who passes it is told of a gap.
+pub const LOST: &[u8] = b"\0lost";
+
 /// The answer to a publication.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Published {

@@ -11,6 +11,7 @@ use super::engine::{Channel, MessageId};
 use super::hub::{From, Member, Notice, Publication};
 use super::position::{Place, Position};
 use super::recover::{Recovery, ReplayLimit};
+use super::rendered::Message;
 use crate::grip::Limits;
 use crate::grip::filters::{self, Filters};
 use crate::grip::instruct::{Hold, HoldMode};
@@ -134,7 +135,9 @@ impl Held {
                 (HoldMode::Response, _, Some(HttpResponse::Hint)) => Some(Next::Ask),
                 _ => None,
             };
-        if let Some(subscription) = self.channels.get_mut(&publication.channel) {
+        if !matches!(rendered.message, Message::Lost)
+            && let Some(subscription) = self.channels.get_mut(&publication.channel)
+        {
             subscription.last_id.clone_from(&rendered.id);
         }
         next

@@ -4,7 +4,7 @@ use std::sync::OnceLock;
 
 use bytes::Bytes;
 
-use super::engine::Channel;
+use super::engine::{Channel, LOST};
 use super::position::Position;
 use crate::grip::Kind;
 use crate::grip::item::{Formats, HttpResponse, HttpStream, Item, WsMessage};
@@ -48,6 +48,8 @@ pub enum Message {
     Close(Bytes),
     /// No frame: a backend over HTTP is to be asked at once.
     Refresh,
+    /// No frame: entries before it are lost.
+    Lost,
     /// Nothing: it has no form for WebSocket clients, or is not for them.
     Nothing,
 }
@@ -55,6 +57,12 @@ pub enum Message {
 impl Rendered {
     /// Reads what an engine stored. `None` if it is no item.
     pub fn of(payload: &Bytes) -> Option<Self> {
+        if payload == LOST {
+            let (meta, resumable) = (Meta::default(), OnceLock::new());
+            let (http_stream, http_response) = (Some(HttpStream::Hint), Some(HttpResponse::Hint));
+            let (id, message) = (String::new(), Message::Lost);
+            return Some(Self { meta, id, message, http_stream, http_response, resumable });
+        }
         let item = Item::decode(payload).ok()?;
         let Formats { ws_message, http_stream, http_response } = item.formats;
         let message = match ws_message {

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use super::engine::{Channel, MessageId};
 use super::hub::{Depth, From, Member, Notice, Publication};
-use super::position::{Place, Position};
-use super::recover::{Recovery, ReplayLimit};
+use super::position::{EntryId, Place, Position};
+use super::recover::{Recovery, ReplayLimit, Why};
 use super::rendered::{Message, close_frame, frame, payload_frame};
 use super::resume::{self, Resume, Track, Wanted};
 use crate::grip::control::{Control, DEFAULT_GAP_CODE, KeepAlive, KeepAliveMode, Mode, OnGap, Outgoing, Subscribe};
@@ -81,6 +81,10 @@ struct Subscription {
     last_id: String,
     /// How often in a row its backend was asked for what was missed, and then there was a gap again.
     links: u32,
+    /// Whether nothing has come since a gap.
+    gapped: bool,
+    /// The newest entry that says of a loss, of which the client was told: once, also when it is read again.
+    told: Option<EntryId>,
     /// What a client is told of it that can resume. Without one, or not yet in force, it has none.
     track: Option<Box<Track>>,
 }
@@ -199,9 +203,10 @@ impl Subscriber {
             max_bytes: recover.max_bytes.unwrap_or(u64::MAX),
         };
         let last_id = prev_id.unwrap_or_default();
-        let links = self.subscriptions.get(&channel).map_or(0, |subscription| subscription.links);
+        let (links, told) = self.subscriptions.get(&channel).map_or((0, None), |earlier| (earlier.links, earlier.told));
         self.missed.retain(|missed| missed.channel != channel);
-        let subscription = Subscription { filters, on_gap: recover.on_gap, last_id, links, track: None };
+        let subscription =
+            Subscription { filters, on_gap: recover.on_gap, last_id, links, gapped: false, told, track: None };
         let earlier = self.subscriptions.insert(channel.clone(), subscription);
         match &mut self.resume {
             None => self.member.subscribe(&channel, from, limit),
@@ -302,6 +307,7 @@ impl Subscriber {
     fn gap(&mut self, channel: Channel, out: &mut Vec<u8>) {
         let resumable = self.is_resumable();
         let Some(subscription) = self.subscriptions.get_mut(&channel) else { return };
+        subscription.gapped = true;
         match &subscription.on_gap {
             OnGap::Ignore => {}
             OnGap::Send(content) if resumable => out.extend(payload_frame(Kind::Text, content)),
@@ -343,8 +349,13 @@ impl Subscriber {
     fn publication(&mut self, publication: &Publication, out: &mut Vec<u8>) {
         // What is no item was stored by somebody else; it is nothing for a client.
         let Some(rendered) = publication.rendered() else { return };
-        let Some(subscription) = self.subscriptions.get(&publication.channel) else { return };
         let (channel, position) = (&publication.channel, &publication.entry.position);
+        let Some(subscription) = self.subscriptions.get_mut(channel) else { return };
+        let gapped = std::mem::take(&mut subscription.gapped);
+        if matches!(rendered.message, Message::Lost) {
+            return self.lost(channel.clone(), position, gapped, out);
+        }
+        let Some(subscription) = self.subscriptions.get(channel) else { return };
         // Whether the client learns the position of this.
         let mut seen = false;
         match &rendered.message {
@@ -385,7 +396,7 @@ impl Subscriber {
                 out.extend_from_slice(close);
             }
             Message::Refresh => self.refresh = true,
-            Message::Nothing => {}
+            Message::Lost | Message::Nothing => {}
         }
         if let Some(subscription) = self.subscriptions.get_mut(channel) {
             subscription.last_id.clone_from(&rendered.id);
@@ -395,6 +406,22 @@ impl Subscriber {
                 None => {}
             }
         }
+    }
+
+    /// Entries before this place are lost. Who was told of a gap right before it knows.
+    fn lost(&mut self, channel: Channel, at: &Position, gapped: bool, out: &mut Vec<u8>) {
+        let Some(subscription) = self.subscriptions.get_mut(&channel) else { return };
+        if gapped || subscription.told.is_some_and(|told| at.id <= told) {
+            if let Some(track) = &mut subscription.track {
+                track.unseen(&channel, at, out);
+            }
+            return;
+        }
+        subscription.told = Some(at.id);
+        if let Some(track) = &mut subscription.track {
+            track.gap(&channel, Why::Lineage, at, out);
+        }
+        self.gap(channel, out);
     }
 
     fn flush_delayed(&mut self, out: &mut Vec<u8>) {

@@ -192,7 +192,7 @@ export const CASES = [
           const written = await offset(world.redis, "master_repl_offset");
           await eventually(() => offset(replica, "slave_repl_offset"), (read) => read >= written);
           await replica.ask("REPLICAOF", "NO", "ONE");
-          world.fault("promoted", "begin", { loses: "suffix", untold: true });
+          world.fault("promoted", "begin", { loses: "suffix" });
         });
         await sleep(500);
         const { redis: master } = world;

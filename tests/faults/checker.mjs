@@ -15,7 +15,7 @@
 //   deliver  session, conn, channel, mid, n                        what came; `n` is its number in the log, where known
 //   gap      session, conn, channel                                it was told that items may be missing
 //   close    session, conn, code                                   the connection's end
-//   fault    name, phase: begin | end, loses, sessions, untold     see `Faults`
+//   fault    name, phase: begin | end, loses, sessions             see `Faults`
 //   stall, unstall   session                                       a slow client stops reading, and goes on
 //   measure  what, value, bound                                    what must not be larger than its bound
 //   ask, reply, cut  conn, id                                      a connection of a rule without a backplane
@@ -59,7 +59,7 @@ export function check(records) {
     published: items.size,
     acknowledged: [...items.values()].filter(({ acked }) => acked !== undefined).length,
     delivered: 0, gaps: 0, resumes: records.filter(({ e, cursor }) => e === "resume" && cursor !== null).length,
-    lost: 0, untold: 0, duplicated: 0, again: 0, fast_p50_ms: null, fast_p99_ms: null,
+    lost: 0, duplicated: 0, again: 0, fast_p50_ms: null, fast_p99_ms: null,
   };
   const byChannel = new Map();
   for (const item of items.values()) {
@@ -126,8 +126,7 @@ function journeys(records, items, broken) {
 
 /**
  * The faults, and what each explains. `loses`: `nothing`; `all`: whatever was acknowledged before a gap is told;
- * `suffix`: what was acknowledged since the fault began. `sessions` are those that it concerns, or all. With `untold`,
- * sessions that saw nothing of the lost suffix cannot be told: nothing that is left shows that there was one.
+ * `suffix`: what was acknowledged since the fault began. `sessions` are those that it concerns, or all.
  */
 class Faults {
   constructor(records) {
@@ -153,9 +152,6 @@ class Faults {
   }
 
   /** The fault whose lost suffix the item was in, if those who saw nothing of it are not told. */
-  untold(session, item) {
-    return this.of(session).find(({ untold, begin, end }) => untold && item.acked > begin && item.acked < end);
-  }
 }
 
 /** I2, I6, I8: each item once. After a gap that a loss explains, what was lost may be stored again. */
@@ -217,13 +213,10 @@ function whole({ session, channel, events, published, settled, faults, counts, b
     const gaps = events.slice(before + 1, behind < 0 ? undefined : behind).filter(({ gap }) => gap);
     // One that leaves while it waits is owed nothing more.
     if (gaps.length === 0 && session.left < Infinity && behind < 0) continue;
-    const fault = faults.untold(session.name, item);
     if (gaps.some(({ at }) => faults.explainsLoss(session.name, item, at))) {
       counts.lost += 1;
     } else if (gaps.length > 0) {
       broken("I7", `a gap hides ${item.mid} of ${channel} from ${session.name}, which no fault lost`);
-    } else if (fault && !events.some((event) => !event.gap && event.item.acked > fault.begin && event.item.acked < fault.end)) {
-      counts.untold += 1;
     } else {
       broken(behind < 0 ? "I5" : "I4", `${session.name} never got ${item.mid} of ${channel}`);
     }

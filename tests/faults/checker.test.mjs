@@ -99,11 +99,12 @@ test("I7: a gap without a reason, or one that hides what nothing lost", () => {
   assert.deepEqual(broken(stored("1"), deliver("1"), suffix, stored("2"), gap(), stored("3"), deliver("3")), []);
 });
 
-test("a lost suffix is told to those who saw some of it, and only to them it must be", () => {
-  const suffix = fault("begin", { loses: "suffix", untold: true });
+test("a lost suffix is told to all, also to those who saw nothing of it", () => {
+  const suffix = fault("begin", { loses: "suffix" });
   const lost = [stored("1"), deliver("1"), suffix, stored("2"), stored("3")];
   const after = [fault("end"), stored("4"), deliver("4")];
-  assert.deepEqual(broken(lost, after), [], "it saw nothing of it");
+  assert.deepEqual(broken(lost, after), ["I4"], "it saw nothing of it, and was not told");
+  assert.deepEqual(broken(lost, gap(), after), []);
   assert.deepEqual(broken(lost, deliver("2"), after), ["I4"], "it saw 2 and was not told that 3 is lost");
   assert.deepEqual(broken(lost, deliver("2"), gap(), after), []);
 });

@@ -67,9 +67,10 @@ pub async fn open(backend: Arc<dyn Backend>, limits: &Limits) -> Result<Opening,
         Err(AnswerError::Status | AnswerError::ContentType) => return Ok(Opening::Refused(reply)),
         Err(error) => return Err(OpenError::Malformed(error.to_string())),
     };
-    let first = Events::new(&reply.body, limits.response_bytes).next().transpose();
-    let first = first.map_err(|error| OpenError::Malformed(error.to_string()))?;
-    if !headers::opens(&answer, first.map(|event| event.kind)) {
+    // As a whole, since what is malformed behind the OPEN would end a session that has just been accepted.
+    let events: Result<Vec<_>, _> = Events::new(&reply.body, limits.response_bytes).collect();
+    let events = events.map_err(|error| OpenError::Malformed(error.to_string()))?;
+    if !headers::opens(&answer, events.first().map(|event| event.kind)) {
         return Err(OpenError::Malformed("the answer to OPEN begins with another event".to_owned()));
     }
     if matches!(answer.opt_in, Some(OptIn::NoPrefix)) {

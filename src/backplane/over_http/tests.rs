@@ -343,6 +343,7 @@ async fn an_opening_is_accepted_refused_or_malformed() {
         (events(""), "malformed"),
         (events("TEXT 1|a|"), "malformed"),
         (events("OPEN"), "malformed"),
+        (events("OPEN|TEXT 5|abc|"), "malformed"),
         (no_prefix, "malformed"),
         (Reply { status: 401, ..events("OPEN|") }, "refused"),
         (Reply { headers: HeaderMap::new(), ..events("OPEN|") }, "refused"),

@@ -8,7 +8,8 @@
 //! Cluster, of which each master has a session of its own and answers for its slots.
 //!
 //! Two things are lost with a master that dies before its replica has them: entries, which readers are told of, since the
-//! entries that come in their place have other ids; and message ids, so that a repeated publication is stored again.
+//! entries that come in their place have other ids, or since who published them finds them gone (`witness.rs`); and message
+//! ids, so that a repeated publication is stored again.
 //! A master that is demoted and promoted again without a restart has the lineage that it had; what it lost between is
 //! told of where the entry that a reader saw is still retained or has a number that is not given out again yet.
 //!
@@ -24,6 +25,7 @@ mod settings;
 mod subscriptions;
 mod supervisor;
 mod wire;
+mod witness;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
@@ -42,6 +44,7 @@ use self::routes::{Partitions, Route, Routes};
 use self::session::{Link, Session, Target};
 pub use self::settings::{Credentials, Servers, Settings};
 use self::subscriptions::{Outcome, Reading, Step, Subscriptions};
+use self::witness::Witness;
 use super::engine::{
     Capabilities, Channel, EVENTS_KEPT, Engine, EngineError, Entry, Event, History, Item, LOG_LIFE, PublishError,
     Published, ReadLimit, Scope, Slice, Stored,
@@ -96,6 +99,7 @@ struct Shared {
     order: Vec<tokio::sync::Mutex<()>>,
     reads: Arc<Semaphore>,
     ingest: Ingest,
+    witness: Witness,
     events: broadcast::Sender<Event>,
 }
 
@@ -108,6 +112,7 @@ impl RedisEngine {
             region,
             ingest: Ingest::new(settings.ingest.clone()),
             settings,
+            witness: Witness::default(),
             node: rand::random(),
             routes: Mutex::new(Routes::new()),
             told: Mutex::new(None),
@@ -160,13 +165,19 @@ impl Engine for RedisEngine {
         item.check_size(&shared.settings.retention)?;
         let until = Instant::now() + shared.settings.timeout;
         loop {
+            shared.look_before(channel).await;
             match shared.publish(channel, item).await {
                 Err(error)
                     if shared.is_cluster()
                         && error.stored == Stored::No
                         && wire::is_elsewhere(&error.reason)
                         && Instant::now() < until => {}
-                answer => return answer,
+                answer => {
+                    if let Ok(published) = &answer {
+                        shared.witness.stored(channel, &published.position, Instant::now());
+                    }
+                    return answer;
+                }
             }
             tokio::time::sleep(ELSEWHERE_PAUSE).await;
         }
@@ -252,9 +263,12 @@ impl Shared {
     }
 
     /// A session is asked for these partitions from now on.
-    fn taken_over(&self, partitions: Partitions, session: &Arc<Session>) {
+    fn taken_over(self: &Arc<Self>, partitions: Partitions, session: &Arc<Session>) {
         let changes = self.routes.lock().take_over(partitions, session);
         self.tell_status();
+        if !changes.is_empty() {
+            self.look_for_losses(partitions);
+        }
         for (from, to) in changes {
             self.tell(Event::LineageChanged { from, to });
         }

@@ -8,7 +8,7 @@ use tokio::io::{AsyncReadExt as _, DuplexStream, duplex};
 
 use super::*;
 use crate::backplane::backend::{Question, Reply};
-use crate::backplane::engine::{Channel, Engine, Item, MessageId};
+use crate::backplane::engine::{Channel, Engine, Item, LOST, MessageId};
 use crate::backplane::hub::{Hub, InboxLimit};
 use crate::backplane::memory::{MemoryEngine, Settings};
 use crate::backplane::position::Region;
@@ -323,4 +323,28 @@ async fn what_the_log_does_not_have_is_asked_for_before_anything_newer() {
     }
     bed.text(&subscribe("unknown")).await;
     assert_eq!(bed.frame().await, (0x88, b"\x11\x3amessages were missed".to_vec()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_loss_that_the_engine_found_is_told_once_to_who_passes_it() {
+    let mut bed = Bed::new();
+    let subscribe = |more: &str| {
+        let recover = r#""recover":{"on-gap":"send","content":"gap"}"#;
+        format!(r#"c:{{"type":"subscribe","channel":"room",{recover}{more}}}"#)
+    };
+    bed.text(&subscribe("")).await;
+    bed.settle().await;
+    bed.publish(&message("1", "one")).await;
+    let loss = Item { id: MessageId::new("lost a1").unwrap(), payload: Bytes::from_static(LOST) };
+    bed.engine.publish(&Channel::new("room").unwrap(), &loss).await.unwrap();
+    bed.publish(&message("2", "two")).await;
+    for expected in ["one", "gap", "two"] {
+        assert_eq!(bed.frame().await, (0x81, expected.as_bytes().to_vec()));
+    }
+    // Read again it says nothing new, and behind a gap neither.
+    bed.text(&subscribe(r#","prev-id":"1""#)).await;
+    assert_eq!(bed.frame().await, (0x81, b"two".to_vec()));
+    bed.text(&subscribe(r#","prev-id":"unknown""#)).await;
+    assert_eq!(bed.frame().await, (0x81, b"gap".to_vec()));
+    bed.settle().await;
 }
