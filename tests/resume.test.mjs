@@ -187,6 +187,25 @@ test("a client whose node restarted on memory hears of the gap", async () => {
   }
 });
 
+test("a client of a gateway that ends is told when to come back, behind a whole message and before its close", async () => {
+  const ending = await start(peer.port);
+  const client = await enter(`${ending.ws}/leaving`, { t: "new" });
+  await client.wait(is("sub"));
+  const plain = new WebSocket(`${ending.ws}/leaving`);
+  const texts = [];
+  plain.on("message", (data) => texts.push(String(data)));
+  await once(plain, "open");
+  await eventually(() => texts.length, Boolean);
+  const closed = Promise.all([client.socket, plain].map((socket) => once(socket, "close")));
+  const stopped = ending.stop();
+  assert.deepEqual((await closed).map(([code]) => code), [1012, 1012]);
+  await stopped;
+  const told = client.got.at(-1);
+  assert.equal(told.t, "moved");
+  assert.ok(Number.isInteger(told.after_ms) && told.after_ms >= 0 && told.after_ms < 2000, JSON.stringify(told));
+  assert.deepEqual(texts, ["welcome"]);
+});
+
 test("a place that one gateway gave is one that the other knows, and what waits for Redis is said to", async () => {
   const folder = await temporaryFolder();
   const port = await freePort();

@@ -346,6 +346,13 @@ fn gap(channel: &str, region: &str, why: GapReason, from: Option<&str>, to: Opti
     tell(&Notice::Gap { channel: channel.into(), region: region.into(), why, from, to }, out);
 }
 
+/// What a client is told that is to come back after so long, here or at another gateway.
+pub(super) fn moved(after_ms: u64) -> Vec<u8> {
+    let mut frames = Vec::new();
+    tell(&Notice::Moved { url: None, after_ms }, &mut frames);
+    frames
+}
+
 /// Appends a notice as a frame.
 fn tell(notice: &Notice<'_>, out: &mut Vec<u8>) {
     let mut line = Vec::new();

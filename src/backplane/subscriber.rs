@@ -26,6 +26,9 @@ const MISSED: &str = "messages were missed";
 /// log does not have would be asked for ever.
 const MAX_LINKS: u32 = 3;
 
+/// Within how many milliseconds a client comes back that is told to: by chance, so that they do not come at once.
+const MOVE_WITHIN_MS: u64 = 2_000;
+
 /// What a control message asks of the connection besides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effect {
@@ -445,6 +448,11 @@ impl Subscriber {
     /// Why its session has to end, if it has.
     pub fn over(&self) -> Option<Over> {
         self.over
+    }
+
+    /// What a client of the subprotocol is told before it is closed because this process ends: when to come back.
+    pub fn farewell(&self) -> Option<Vec<u8>> {
+        self.resume.as_ref().map(|_| resume::moved(rand::random_range(0..MOVE_WITHIN_MS)))
     }
 
     /// How much waits for it.

@@ -514,6 +514,10 @@ impl<S: Wire + 'static> Wire for GripUpstream<S> {
         Some(self.subscriber.backlog())
     }
 
+    fn farewell(&mut self) -> Option<Vec<u8>> {
+        self.between_messages().then(|| self.subscriber.farewell()).flatten()
+    }
+
     fn verdict(&self) -> Option<Verdict> {
         let overrun = self.subscriber.over().map(|Over::Overrun| Verdict::Overrun);
         let fault = self.client.as_ref().and_then(|client| client.frames.fault());

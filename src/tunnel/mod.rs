@@ -49,6 +49,11 @@ pub trait Wire: AsyncRead + AsyncWrite + Unpin + Send {
         None
     }
 
+    /// What the client is to be told, in whole frames, before it is closed because the process ends.
+    fn farewell(&mut self) -> Option<Vec<u8>> {
+        None
+    }
+
     /// Says that the stream ends without its session's being over, for who can tell that from an end in good order. It
     /// is shut down behind this.
     fn break_off(&mut self) {}

@@ -248,7 +248,7 @@ impl<C: Wire, U: Wire> Session<C, U> {
     }
 
     /// Follows an order from outside.
-    fn follow_orders(&mut self, now: Instant) {
+    fn follow_orders(&mut self, now: Instant, cx: &mut Context<'_>) {
         let cause = match self.control.order() {
             Order::Run => return,
             Order::Cut => return self.core.give_up(Cause::DrainCut, now),
@@ -258,7 +258,14 @@ impl<C: Wire, U: Wire> Session<C, U> {
         if self.core.ending.is_none() {
             let by = now + self.core.settings.close_timeout;
             let (_, by) = *self.core.ordered.get_or_insert((cause, by));
-            if between_messages(&self.client, &self.upstream) || now >= by {
+            let between = between_messages(&self.client, &self.upstream);
+            if between
+                && matches!(cause, Cause::Drain)
+                && let Some(frames) = self.upstream.io.farewell()
+            {
+                self.client.write(&frames, now, cx);
+            }
+            if between || now >= by {
                 self.core.end(cause, now);
             }
         }
@@ -321,7 +328,7 @@ impl<C: Wire, U: Wire> Future for Session<C, U> {
         if !this.listening || this.control.order() != Order::Run {
             this.control.listen(cx.waker());
         }
-        this.follow_orders(now);
+        this.follow_orders(now, cx);
         let Self { client, upstream, core, .. } = this;
         let over = core
             .ending

@@ -127,6 +127,8 @@ class Socket:
         self._connection: ClientConnection | None = None
         self._opened_at = 0.0
         self._attempt = 0
+        #: After how many seconds the gateway wants it back.
+        self._moved: float | None = None
         self._untold: set[str] = set()
         #: The message that the application has, and may not be done with.
         self._given: Message | None = None
@@ -258,7 +260,9 @@ class Socket:
             if code == 1000:
                 return
             raise Closed(loss)
-        wait += self._backoff.wait(self._attempt)
+        # A gateway that ends has said when to come back, by chance and for each client.
+        wait = wait + self._backoff.wait(self._attempt) if self._moved is None else self._moved
+        self._moved = None
         self._attempt += 1
         self._tell(Disconnect(code, reason, status, loss.attempt, wait))
         try:
@@ -302,6 +306,8 @@ class Socket:
                 for head in line.get("h", ()):
                     self._positions.set(channel, head)
             self._on_subscription(Subscription(channel, line.get("s", ""), line.get("n", 0)))
+        elif kind == "moved":
+            self._moved = min(max(float(line.get("after_ms", 0)) / 1000, 0.0), self._backoff.cap)
         elif kind == "pos":
             self._positions.set(channel, line.get("p", ""))
         elif kind == "gap":

@@ -124,6 +124,7 @@ class Sockets(unittest.IsolatedAsyncioTestCase):
             await connection.send(line(t="sub", c="room", s="live", n=0, h=["eu.a.0.0-0"]))
             await connection.send(message(1))
             await connection.send(message(2).encode())
+            await connection.send(line(t="moved", after_ms=7))
             await connection.close(1012, "restart")
 
         async def second(connection: ServerConnection) -> None:
@@ -156,6 +157,7 @@ class Sockets(unittest.IsolatedAsyncioTestCase):
         self.assertEqual([each.data for each in got[2:]], [b"text 2", "text 3", "text 4"])
         self.assertEqual(self.heard, [{"t": "new"}, *[{"t": "resume", "ch": {"room": ["eu.a.2.200-0"]}}] * 2])
         self.assertEqual([loss.code for loss in lost], [1012, 1006, 1000])
+        self.assertEqual(lost[0].retry_in, 0.007, "when the gateway that ends wants it back")
         self.assertEqual([each.state for each in states], ["live", "recovered"])
         self.assertEqual(socket.export_cursor(), {"room": ["eu.a.4.400-0", "us.b.9.900-0"]})
 

@@ -22,6 +22,7 @@ export interface Line {
   why?: string;
   from?: string;
   to?: string;
+  after_ms?: number;
 }
 
 /** A message as its line, `undefined` for an empty one, and its payload. */

@@ -90,6 +90,8 @@ export class SluicegateSocket extends EventTarget {
   readonly #protocols: string[];
   readonly #options: SluicegateSocketOptions;
   readonly #backoff: Backoff;
+  /** After how many milliseconds the gateway wants it back. */
+  #moved: number | undefined;
   readonly #make: WebSocketConstructor;
   readonly #positions: Positions;
   readonly #recent: Recent;
@@ -352,6 +354,8 @@ export class SluicegateSocket extends EventTarget {
       if (!told && line.s === "live") this.dispatchEvent(new GapEvent({ channel, why: "limit" }));
       if (line.n === 0) for (const head of line.h ?? []) this.#positions.set(channel, head);
       this.dispatchEvent(new SubscriptionEvent(channel, line.s ?? "", line.n ?? 0));
+    } else if (line.t === "moved") {
+      this.#moved = Math.min(Math.max(Number(line.after_ms) || 0, 0), this.#backoff.capMs);
     } else if (line.t === "pos") {
       this.#positions.set(channel, line.p ?? "");
     } else if (line.t === "gap") {
@@ -401,7 +405,9 @@ export class SluicegateSocket extends EventTarget {
       return this.#closed(loss.code, loss.reason, loss.wasClean);
     }
     this.#state = 0;
-    const wait = (retryAfter(refusal?.retryAfter, now) ?? 0) + jittered(this.#backoff, this.#attempt, Math.random);
+    // A gateway that ends has said when to come back, by chance and for each client.
+    const wait = this.#moved ?? (retryAfter(refusal?.retryAfter, now) ?? 0) + jittered(this.#backoff, this.#attempt, Math.random);
+    this.#moved = undefined;
     this.#attempt += 1;
     // Before the event: a listener may close.
     this.#timer = setTimeout(() => this.#again(), wait);

@@ -128,6 +128,18 @@ test("it offers ours, says that it is new, and gives what comes", async () => {
   assert.deepEqual(socket.exportCursor(), { room: ["eu.a.3.300-0"] });
 });
 
+test("it comes back when a gateway that ends has told it to, and then by its own back-off again", () => {
+  const { of, wire } = open();
+  wire().opens();
+  wire().says({ t: "moved", after_ms: 1234 });
+  wire().ends(1012);
+  assert.equal(of("disconnect")[0].retryInMs, 1234);
+  mock.timers.tick(1234);
+  wire().opens();
+  wire().ends(1012);
+  assert.equal(of("disconnect")[1].retryInMs, 500);
+});
+
 test("it comes back to where it was, and gives nothing twice", () => {
   const { of, wire } = open();
   wire().opens();

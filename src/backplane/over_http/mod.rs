@@ -482,6 +482,10 @@ impl Wire for OverHttp {
         Some(self.subscriber.backlog())
     }
 
+    fn farewell(&mut self) -> Option<Vec<u8>> {
+        self.subscriber.farewell()
+    }
+
     fn verdict(&self) -> Option<Verdict> {
         self.verdict.or_else(|| self.subscriber.over().map(|Over::Overrun| Verdict::Overrun))
     }
