@@ -28,6 +28,7 @@ pub mod recover;
 pub mod redis;
 pub mod rendered;
 pub mod resume;
+mod said;
 pub mod sink;
 pub mod subscriber;
 pub mod upstream;

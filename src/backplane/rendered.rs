@@ -7,6 +7,7 @@ use bytes::Bytes;
 use super::engine::{Channel, LOST};
 use super::position::Position;
 use crate::grip::Kind;
+use crate::grip::events::close_status;
 use crate::grip::item::{Formats, HttpResponse, HttpStream, Item, WsMessage};
 use crate::grip::meta::Meta;
 use crate::grip::resume::{Delivery, PAYLOAD_LINE, write_delivery};
@@ -125,6 +126,14 @@ pub fn close_frame(code: Option<CloseCode>, reason: &str) -> Vec<u8> {
         payload.extend(reason.as_bytes().get(..end).unwrap_or_default());
     }
     ControlFrame::new(Opcode::Close, &payload, None).as_bytes().to_vec()
+}
+
+/// The Close frame that says what the content of a CLOSE event, or of a Close frame, says.
+pub fn close_frame_of(content: &[u8]) -> Vec<u8> {
+    match close_status(content) {
+        Some((code, reason)) => close_frame(Some(code), reason),
+        None => close_frame(None, ""),
+    }
 }
 
 #[cfg(test)]

@@ -23,15 +23,14 @@ use tokio::time::Sleep;
 use super::backend::{Asking, Backend};
 use super::client_frames::ClientFrames;
 use super::link;
-use super::rendered::close_frame;
+use super::rendered::close_frame_of;
 use super::resume;
-use super::subscriber::{Effect, Missed, Over, Subscriber};
-use crate::events::Event;
+use super::said::{Heard, Hearer, dropped, ignored};
+use super::subscriber::{Missed, Over, Subscriber};
 use crate::grip::Limits;
-use crate::grip::control;
-use crate::grip::events::{EventKind, Events, close_status};
+use crate::grip::events::{EventKind, Events};
 use crate::grip::extension::OptIn;
-use crate::grip::filter::{Decision, Filter, Verdict as Filtered, without};
+use crate::grip::filter::{Decision, Filter, without};
 use crate::grip::meta::Meta;
 use crate::grip::resume::{FromClient, PAYLOAD_LINE};
 use crate::policy::keepalive::TcpSnapshot;
@@ -224,7 +223,7 @@ impl<S: Wire + 'static> GripUpstream<S> {
             }
             Decision::Control { skip } => Frame::Control { skip },
             Decision::Drop(why) => {
-                self.ignored(dropped(why));
+                ignored(&self.rule, dropped(why));
                 Frame::Dropped
             }
             Decision::NeedMore => self.frame,
@@ -255,26 +254,22 @@ impl<S: Wire + 'static> GripUpstream<S> {
         }
     }
 
-    fn obey(&mut self, json: &[u8], now: Instant) {
-        match control::parse(json, &self.limits) {
-            Ok(message) => match self.subscriber.control(message, now, &mut self.out) {
-                Effect::None => {}
-                Effect::Ignored(why) => self.ignored(why),
-                Effect::Detach => self.detach(),
-            },
-            Err(error) => {
-                self.ignored(&error.to_string());
-                if let Some(code) = error.close() {
-                    self.out.extend(close_frame(Some(code), "too many filters"));
-                    self.broken = true;
-                }
-            }
-        }
+    fn hearer(&mut self) -> Hearer<'_> {
+        let Self { filter, limits, subscriber, out, rule, .. } = self;
+        Hearer { filter: Some(filter), limits, subscriber, out, rule }
     }
 
-    fn ignored(&self, why: &str) {
-        if crate::events::debug_enabled() {
-            Event::debug("grip_ignored").field("rule", &*self.rule).field("detail", why).emit();
+    fn obey(&mut self, json: &[u8], now: Instant) {
+        let heard = self.hearer().control(json, now);
+        self.heard(heard);
+    }
+
+    fn heard(&mut self, heard: Heard) {
+        match heard {
+            Heard::Done | Heard::Relayed => {}
+            Heard::Detaches => self.detach(),
+            Heard::Closes => self.broken = true,
+            Heard::NoMessage => ignored(&self.rule, "an event that is no message"),
         }
     }
 
@@ -312,7 +307,7 @@ impl<S: Wire + 'static> GripUpstream<S> {
             }
             Poll::Ready(Ok(reply)) if link::has_events(&reply) => self.events(&reply.body, now),
             Poll::Ready(_) => {
-                self.ignored("the link of a gap was not answered with events");
+                ignored(&self.rule, "the link of a gap was not answered with events");
                 self.subscriber.not_retrieved(&missed, &mut self.out);
             }
         }
@@ -322,21 +317,14 @@ impl<S: Wire + 'static> GripUpstream<S> {
     /// Does what the events of an answer say: they are whole messages of the backend.
     fn events(&mut self, body: &[u8], now: Instant) {
         for event in Events::new(body, self.limits.response_bytes) {
-            let Ok(event) = event else { return self.ignored("the answer to a link is malformed") };
+            let Ok(event) = event else { return ignored(&self.rule, "the answer to a link is malformed") };
             match event.kind {
-                EventKind::Message(kind) => match self.filter.message(kind, event.content) {
-                    Filtered::Relay(content) if kind.allows(content) => {
-                        self.out.extend(self.subscriber.plain(kind, content));
-                        self.subscriber.sent(now);
-                    }
-                    Filtered::Relay(_) => self.ignored("an event that is no message"),
-                    Filtered::Control(json) => self.obey(json, now),
-                    Filtered::Drop(why) => self.ignored(dropped(why)),
-                },
+                EventKind::Message(kind) => {
+                    let heard = self.hearer().message(kind, event.content, now);
+                    self.heard(heard);
+                }
                 EventKind::Close => {
-                    let (code, reason) =
-                        close_status(event.content).map_or((None, ""), |(code, reason)| (Some(code), reason));
-                    self.out.extend(close_frame(code, reason));
+                    self.out.extend(close_frame_of(event.content));
                     self.broken = true;
                     return;
                 }
@@ -416,16 +404,6 @@ impl<S: Wire + 'static> GripUpstream<S> {
             self.out.drain(..len);
         }
         len > 0
-    }
-}
-
-/// Why a message of a backend is for nobody, for the log.
-pub(super) fn dropped(why: crate::grip::filter::Dropped) -> &'static str {
-    use crate::grip::filter::Dropped;
-    match why {
-        Dropped::NoPrefix => "a message without the prefix",
-        Dropped::FragmentedControl => "a control message in fragments",
-        Dropped::ControlTooLong => "a control message that is too long",
     }
 }
 

@@ -19,16 +19,16 @@ use tokio::time::Sleep;
 
 use super::backend::{AskError, Asking, Backend, Question, Reply};
 use super::link;
-use super::rendered::{close_frame, frame};
-use super::subscriber::{Effect, Missed, Over, Subscriber};
-use crate::events::Event;
+use super::rendered::{close_frame_of, frame};
+use super::said::{Heard, Hearer, ignored};
+use super::subscriber::{Missed, Over, Subscriber};
 use crate::grip::batch::Pending;
-use crate::grip::events::{EventKind, Events, close_status};
-use crate::grip::filter::{Filter, Verdict as Filtered};
+use crate::grip::events::{EventKind, Events};
+use crate::grip::filter::Filter;
 use crate::grip::headers;
 use crate::grip::meta::Meta;
 use crate::grip::resume::{FromClient, from_client};
-use crate::grip::{Kind, Limits, control, retry};
+use crate::grip::{Kind, Limits, retry};
 use crate::tunnel::{Backlog, Verdict, Wire};
 
 mod gather;
@@ -166,8 +166,7 @@ impl OverHttp {
 
     /// Sends the client the Close frame that it has sent. RFC 6455 §5.5.1.
     fn close_as(&mut self, payload: &[u8]) {
-        let (code, reason) = close_status(payload).map_or((None, ""), |(code, reason)| (Some(code), reason));
-        self.out.extend(close_frame(code, reason));
+        self.out.extend(close_frame_of(payload));
         self.state = State::Closed;
     }
 
@@ -216,7 +215,7 @@ impl OverHttp {
         match (missed, answer) {
             (Some(_), Ok(reply)) if link::has_events(&reply) => self.events(&reply.body, false, now),
             (Some(missed), _) => {
-                self.ignored("the link of a gap was not answered with events");
+                ignored(&self.rule, "the link of a gap was not answered with events");
                 self.subscriber.not_retrieved(&missed, &mut self.out);
             }
             (None, Ok(reply)) => self.answered(&reply, now),
@@ -264,9 +263,7 @@ impl OverHttp {
             match event.kind {
                 EventKind::Message(kind) => self.message(kind, event.content, now),
                 EventKind::Close => {
-                    let (code, reason) =
-                        close_status(event.content).map_or((None, ""), |(code, reason)| (Some(code), reason));
-                    self.out.extend(close_frame(code, reason));
+                    self.out.extend(close_frame_of(event.content));
                     self.state = State::Closed;
                 }
                 EventKind::Open | EventKind::Disconnect => {
@@ -281,40 +278,14 @@ impl OverHttp {
     }
 
     fn message(&mut self, kind: Kind, content: &[u8], now: Instant) {
-        let filtered = match &self.filter {
-            Some(filter) => filter.message(kind, content),
-            None => Filtered::Relay(content),
-        };
-        match filtered {
-            Filtered::Relay(content) if !kind.allows(content) => {
-                self.fail(
-                    "an event is no message: text has to be UTF-8, and a ping or pong at most 125 bytes".to_owned(),
-                );
-            }
-            Filtered::Relay(content) => {
-                self.expected_pongs += usize::from(kind == Kind::Ping);
-                self.out.extend(self.subscriber.plain(kind, content));
-                self.subscriber.sent(now);
-            }
-            Filtered::Control(json) => self.obey(json, now),
-            Filtered::Drop(why) => self.ignored(super::upstream::dropped(why)),
-        }
-    }
-
-    fn obey(&mut self, json: &[u8], now: Instant) {
-        match control::parse(json, &self.limits) {
-            Ok(message) => match self.subscriber.control(message, now, &mut self.out) {
-                Effect::None => {}
-                Effect::Ignored(why) => self.ignored(why),
-                Effect::Detach => self.detach(),
-            },
-            Err(error) => {
-                self.ignored(&error.to_string());
-                if let Some(code) = error.close() {
-                    self.out.extend(close_frame(Some(code), "too many filters"));
-                    self.state = State::Closed;
-                }
-            }
+        let Self { filter, limits, subscriber, out, rule, .. } = self;
+        let heard = Hearer { filter: filter.as_ref(), limits, subscriber, out, rule }.message(kind, content, now);
+        match heard {
+            Heard::Done => {}
+            Heard::Relayed => self.expected_pongs += usize::from(kind == Kind::Ping),
+            Heard::Detaches => self.detach(),
+            Heard::Closes => self.state = State::Closed,
+            Heard::NoMessage => self.fail("an event that is no message".to_owned()),
         }
     }
 
@@ -335,12 +306,6 @@ impl OverHttp {
     fn fail(&mut self, why: String) {
         self.state = State::Closed;
         self.end = Some(End::Failed(why));
-    }
-
-    fn ignored(&self, why: &str) {
-        if crate::events::debug_enabled() {
-            Event::debug("grip_ignored").field("rule", &*self.rule).field("detail", why).emit();
-        }
     }
 
     /// What the subscriber has for the client now. Behind a gap it has to wait for what fills it.

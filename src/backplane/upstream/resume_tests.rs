@@ -10,7 +10,7 @@ use super::*;
 use crate::backplane::engine::{Channel, Engine as _, ReadLimit};
 use crate::backplane::hub::{InboxLimit, Publication};
 use crate::backplane::position::Region;
-use crate::grip::Kind;
+use crate::grip::{Kind, control};
 use crate::ws::mask;
 
 impl Bed {
