@@ -60,6 +60,9 @@ pub async fn serve(
         };
         match accepted {
             Ok((place, (stream, _))) => {
+                // Head and body of an answer are two writes: the second would wait for the first to be acknowledged, 40 ms
+                // as a rule.
+                let _ = stream.set_nodelay(true);
                 let publisher = Arc::clone(&publisher);
                 tokio::spawn(async move {
                     let mut stream: Option<Stream> = Some(Box::new(L4Stream::from(stream)));
