@@ -6,7 +6,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo build test fmt lint doc deny check-examples conformance conformance-short conformance-fronts attacks exhaustion faults pushpin fuzz \
-	coverage bench
+	coverage bench fanout
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -112,3 +112,13 @@ bench: ## Measure memory and CPU beside nginx and beside no proxy (takes minutes
 	  echo "Compare the rows: absolute figures of a shared machine mean little."; \
 	  $(CARGO) bench --locked --bench load; } | tee $(TARGET)/bench.md
 	@mv $(TARGET)/bench.md docs/bench.md
+
+ROUNDS ?= 3
+
+fanout: ## Measure fan-out beside Debian's Pushpin, with the engines in memory and Redis; writes docs/fanout.md (ROUNDS=3)
+	@scripts/setup fanout
+	$(CARGO) bench --locked --bench fanout --no-run
+	@set -o pipefail; { echo "# Fan-out, measured"; echo; \
+	  echo "By \`make fanout\` on $$(date -u +%F) at commit $$(git rev-parse --short HEAD), $$(nproc) cores."; echo; \
+	  $(CARGO) bench --locked --bench fanout -- $(ROUNDS); } | tee $(TARGET)/fanout.md
+	@mv $(TARGET)/fanout.md docs/fanout.md

@@ -131,6 +131,31 @@ shutdown: {{ drain: 1s, spread: 0s }}
         Ok(Self { name, child: Some(child), pids, address, admin: None, _files: Some(files) })
     }
 
+    /// Another program that listens at `address`: `command`, and the `children` processes that it starts, as `files` say.
+    pub fn other(
+        name: &'static str,
+        command: &mut Command,
+        children: usize,
+        address: SocketAddr,
+        files: tempfile::TempDir,
+    ) -> Result<Self> {
+        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+        let pid = child.id();
+        // From here on it is ended with the value.
+        let mut this = Self { name, child: Some(child), pids: vec![pid], address, admin: None, _files: Some(files) };
+        wait_for(address)?;
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while this.pids.len() <= children {
+            if Instant::now() > deadline {
+                return Err(format!("{name} has started {} processes of {children}", this.pids.len() - 1).into());
+            }
+            let started = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
+            this.pids = vec![pid];
+            this.pids.extend(started.split_whitespace().filter_map(|pid| pid.parse::<u32>().ok()));
+        }
+        Ok(this)
+    }
+
     pub fn is_measured(&self) -> bool {
         !self.pids.is_empty()
     }
@@ -167,7 +192,7 @@ shutdown: {{ drain: 1s, spread: 0s }}
     }
 }
 
-fn free_address() -> Result<SocketAddr> {
+pub fn free_address() -> Result<SocketAddr> {
     Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?)
 }
 

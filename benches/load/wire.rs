@@ -16,7 +16,7 @@ pub const RSV1: u8 = 0x40;
 pub const TEXT: u8 = 1;
 pub const BINARY: u8 = 2;
 pub const PING: u8 = 9;
-const PONG: u8 = 10;
+pub const PONG: u8 = 10;
 
 /// Room for a read.
 const READ_BYTES: usize = 32 << 10;

@@ -362,24 +362,26 @@ impl<S: Wire + 'static> GripUpstream<S> {
         for _ in 0..READS {
             let Some(io) = &mut self.io else { return Poll::Pending };
             let mut input = SCRATCH.take();
-            input.clear();
-            input.append(&mut self.held);
-            let from = input.len();
-            input.resize(from + READ_BYTES, 0);
-            let mut buffer = ReadBuf::new(input.get_mut(from..).unwrap_or_default());
+            let from = self.held.len();
+            // Grown once and never cleared: an idle poll of the backend would otherwise write all of it.
+            if input.len() < from + READ_BYTES {
+                input.resize(from + READ_BYTES, 0);
+            }
+            let mut buffer = ReadBuf::new(input.get_mut(from..from + READ_BYTES).unwrap_or_default());
             let read = Pin::new(io).poll_read(cx, &mut buffer);
             let len = buffer.filled().len();
             if let Poll::Ready(Ok(())) = read
                 && len > 0
             {
-                input.truncate(from + len);
-                if self.broken {
-                    self.out.extend_from_slice(&input);
-                } else {
-                    self.scan(&input, now);
+                for (to, held) in input.iter_mut().zip(std::mem::take(&mut self.held)) {
+                    *to = held;
                 }
-            } else {
-                self.held.extend_from_slice(input.get(..from).unwrap_or_default());
+                let input = input.get(..from + len).unwrap_or_default();
+                if self.broken {
+                    self.out.extend_from_slice(input);
+                } else {
+                    self.scan(input, now);
+                }
             }
             SCRATCH.set(input);
             ready!(read)?;

@@ -202,12 +202,25 @@ pub async fn serve<C: Client>(
     }
 }
 
-/// A session from its 101 to its log line.
-async fn run<W: Wire, U: Wire>(session: Session<W, U>, held: Held, gateway: Arc<Gateway>, client: reconnects::Client) {
-    let outcome = session.await;
-    gateway.reconnects.ended(&client, Instant::now());
-    held.entry.live.metrics.closed(&outcome.cause);
-    held.entry.live.tag.ended(&outcome);
+/// A session from its 101 to its log line. It is polled where it was captured: an `async fn` keeps an argument that it
+/// awaits in two places, and a session is most of what an idle connection takes.
+#[allow(clippy::manual_async_fn, reason = "said above")]
+fn run<W: Wire, U: Wire>(
+    mut session: Session<W, U>,
+    held: Held,
+    gateway: Arc<Gateway>,
+    client: reconnects::Client,
+) -> impl Future<Output = ()> {
+    async move {
+        // All of it is captured, not the one field that is read.
+        let held = &held;
+        let outcome = (&mut session).await;
+        // Its connections end before it is counted as ended.
+        drop(session);
+        gateway.reconnects.ended(&client, Instant::now());
+        held.entry.live.metrics.closed(&outcome.cause);
+        held.entry.live.tag.ended(&outcome);
+    }
 }
 
 /// Every check that needs no upstream, in the order of the table in the manual; and the client's offers of
