@@ -56,7 +56,7 @@ pub enum Load {
 pub fn settle(publisher: &mut Publisher, crowd: &mut Crowd) -> Result<()> {
     let (phase, deadline) = (crowd.begin()?, Instant::now() + Duration::from_secs(60));
     for sequence in 0.. {
-        publisher.publish(phase, sequence)?;
+        publisher.insist(phase, sequence)?;
         let wait = Instant::now() + PATIENCE;
         while let Some(came) = crowd.came_to_all(wait.saturating_duration_since(Instant::now()))? {
             if came == sequence {

@@ -2,7 +2,8 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
-use std::time::Duration;
+use std::thread::park_timeout;
+use std::time::{Duration, Instant};
 
 use super::Result;
 use super::backend::CHANNEL;
@@ -12,6 +13,9 @@ use super::subscribers::now_ns;
 pub const PAYLOAD_BYTES: usize = 125;
 
 const TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The pause before what was not stored is published again.
+const AGAIN: Duration = Duration::from_millis(100);
 
 /// What a publication begins with.
 #[derive(Debug)]
@@ -40,6 +44,18 @@ pub struct Publisher {
 impl Publisher {
     pub fn new(address: SocketAddr) -> Self {
         Self { address, stream: None }
+    }
+
+    /// Publishes, and returns when that was answered with 200; again while a gateway that has just started has no engine
+    /// yet.
+    pub fn insist(&mut self, phase: u64, sequence: u64) -> Result<()> {
+        let until = Instant::now() + TIMEOUT;
+        loop {
+            match self.publish(phase, sequence) {
+                Err(error) if error.to_string().contains(" 503 ") && Instant::now() < until => park_timeout(AGAIN),
+                answer => return answer,
+            }
+        }
     }
 
     /// Publishes, and returns when that was answered with 200.

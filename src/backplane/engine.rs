@@ -102,6 +102,14 @@ pub trait Engine: fmt::Debug + Send + Sync {
     /// What this engine can do.
     fn capabilities(&self) -> Capabilities;
 
+    /// Whether it can be asked now. What changes is told by [`Engine::events`]; who has missed some of them asks here.
+    ///
+    /// # Errors
+    /// Why it cannot.
+    fn status(&self) -> Result<(), EngineError> {
+        Ok(())
+    }
+
     /// What happens to the engine as a whole, from now on.
     ///
     /// For metrics and readiness: a receiver that is more than [`EVENTS_KEPT`] behind misses the oldest, and

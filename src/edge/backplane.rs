@@ -1,6 +1,6 @@
 //! Fan-out at work: its engine, its hub, and what a handshake with a backend that speaks GRIP needs of them.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use http::HeaderMap;
@@ -14,7 +14,7 @@ use super::asking::{Asker, ClientBackend, Compact, connection_id};
 use super::socket::Socket;
 use super::upstreams::{Preference, Upstream};
 use crate::admin::Readiness;
-use crate::backplane::engine::{Engine, Event};
+use crate::backplane::engine::{Engine, EngineError, Event};
 use crate::backplane::hub::{Hub, InboxLimit, Member};
 use crate::backplane::memory::{self, MemoryEngine};
 use crate::backplane::position::{PositionError, Region};
@@ -96,11 +96,14 @@ impl Backplane {
         let hub = Hub::start(engine.clone(), SinkLimit::default(), metrics.clone());
         let state =
             EngineState { region: config.region.clone(), metrics: metrics.clone(), readiness: readiness.clone() };
+        let events = engine.events();
         match config.engine {
             EngineKind::Memory => state.up(),
-            EngineKind::Redis(_) => state.down("it is being connected to"),
+            EngineKind::Redis(_) => {
+                state.down("it is being connected to");
+                tokio::spawn(watch(Arc::downgrade(&engine), events, state));
+            }
         }
-        tokio::spawn(watch(engine.events(), state));
         let (limits, signature) = (Limits::default(), config.signature.clone());
         Ok(Arc::new(Self { engine, hub, limits, metrics, signature, random: SystemRandom::new() }))
     }
@@ -247,28 +250,45 @@ impl EngineState {
 }
 
 /// Logs when an engine goes and comes, and shows it.
-async fn watch(mut events: Receiver<Event>, state: EngineState) {
+async fn watch(engine: Weak<dyn Engine>, mut events: Receiver<Event>, state: EngineState) {
     // Each try that fails says so; the log has the first.
-    let mut told_down = false;
-    loop {
-        match events.recv().await {
-            Ok(Event::Up) => {
-                told_down = false;
+    let mut told = None;
+    let mut tell = |status: Result<(), EngineError>| {
+        let is_news = told.replace(status.is_ok()) != Some(status.is_ok());
+        match status {
+            Ok(()) => {
                 state.up();
-                events::Event::new("engine_up").emit();
+                if is_news {
+                    events::Event::new("engine_up").emit();
+                }
             }
-            Ok(Event::Down(error)) => {
+            Err(error) => {
                 let why = error.to_string();
                 state.down(&why);
-                if !std::mem::replace(&mut told_down, true) {
+                if is_news {
                     events::Event::new("engine_down").field("detail", why).emit();
+                }
+            }
+        }
+    };
+    // It may have come up before anybody listened.
+    if engine.upgrade().is_some_and(|engine| engine.status().is_ok()) {
+        tell(Ok(()));
+    }
+    loop {
+        match events.recv().await {
+            Ok(Event::Up) => tell(Ok(())),
+            Ok(Event::Down(error)) => tell(Err(error)),
+            Err(RecvError::Lagged(_)) => {
+                if let Some(engine) = engine.upgrade() {
+                    tell(engine.status());
                 }
             }
             Ok(Event::LineageChanged { from, to }) => events::Event::new("engine_lineage_changed")
                 .field("from", from.as_str())
                 .field("to", to.as_str())
                 .emit(),
-            Ok(Event::Disrupted(_) | Event::Heartbeat { .. }) | Err(RecvError::Lagged(_)) => {}
+            Ok(Event::Disrupted(_) | Event::Heartbeat { .. }) => {}
             Err(RecvError::Closed) => return,
         }
     }

@@ -222,6 +222,10 @@ impl Engine for RedisEngine {
         self.shared.read_back_foreign(channel, to).await
     }
 
+    fn status(&self) -> Result<(), EngineError> {
+        self.shared.status()
+    }
+
     fn capabilities(&self) -> Capabilities {
         Capabilities {
             history: History::Engine,
