@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use super::engine::{Channel, MessageId};
-use super::hub::{Depth, From, Member, Notice, Publication};
+use super::hub::{From, Member, Notice, Publication};
 use super::position::{EntryId, Place, Position};
 use super::recover::{Recovery, ReplayLimit, Why};
 use super::rendered::{Message, close_frame, frame, payload_frame};
@@ -455,12 +455,7 @@ impl Subscriber {
         self.resume.as_ref().map(|_| resume::moved(rand::random_range(0..MOVE_WITHIN_MS)))
     }
 
-    /// How much waits for it.
-    pub fn depth(&self) -> Depth {
-        self.member.depth()
-    }
-
-    /// The same for others to look at.
+    /// How much waits for it, for others to look at.
     pub fn backlog(&self) -> Arc<dyn Backlog> {
         self.member.backlog()
     }
