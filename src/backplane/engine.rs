@@ -20,6 +20,9 @@ pub const MAX_CHANNEL_BYTES: usize = 512;
 /// The most bytes of a message's id.
 pub const MAX_MESSAGE_ID_BYTES: usize = 256;
 
+/// The most bytes of an item's key.
+pub const MAX_KEY_BYTES: usize = 256;
+
 /// How many events wait for one receiver; see [`Engine::events`].
 pub const EVENTS_KEPT: usize = 256;
 
@@ -99,6 +102,14 @@ pub trait Engine: fmt::Debug + Send + Sync {
         Ok(Vec::new())
     }
 
+    /// The newest entry of each key of a channel whose items have keys, in the order of their numbers, and where the log is.
+    ///
+    /// # Errors
+    /// Nothing was changed; it can be tried again, but not where [`Capabilities::latest`] is not.
+    async fn latest(&self, _channel: &Channel) -> Result<Latest, EngineError> {
+        Err(EngineError::Refused { code: "NOLATEST".to_owned() })
+    }
+
     /// What this engine can do.
     fn capabilities(&self) -> Capabilities;
 
@@ -136,11 +147,17 @@ pub struct NameError {
     pub limit_bytes: usize,
 }
 
+/// What an item is the newest value of, on a channel of which only newest values count: 1 to 256 bytes of UTF-8.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Key(Arc<str>);
+
 /// What is published.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Item {
     /// Its id, by which it is stored once.
     pub id: MessageId,
+    /// What it is the newest value of; `None` on most channels.
+    pub key: Option<Key>,
     /// Opaque bytes.
     pub payload: Bytes,
 }
@@ -210,6 +227,15 @@ impl Slice {
     }
 }
 
+/// The newest entry of each key, and what the log was when they were read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Latest {
+    /// One entry a key, in the order of their numbers.
+    pub entries: Vec<Entry>,
+    /// The newest entry's position; the origin if there never was one.
+    pub top: Position,
+}
+
 /// How long a log's entries are kept: until the first of these is passed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Retention {
@@ -244,6 +270,8 @@ pub struct Capabilities {
     pub dedupe_window: Duration,
     /// What is kept of each channel.
     pub retention: Retention,
+    /// Whether it keeps the newest entry of each key; see [`Engine::latest`].
+    pub latest: bool,
 }
 
 /// Who keeps entries.
@@ -413,6 +441,21 @@ impl MessageId {
     /// The id of what has none.
     pub(super) fn unnamed() -> Self {
         Self("-".into())
+    }
+
+    /// Its text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Key {
+    /// The key of this text.
+    ///
+    /// # Errors
+    /// It is empty or has more than [`MAX_KEY_BYTES`].
+    pub fn new(key: &str) -> Result<Self, NameError> {
+        bounded(key, MAX_KEY_BYTES).map(Self)
     }
 
     /// Its text.

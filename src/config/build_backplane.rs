@@ -26,10 +26,8 @@ pub(super) fn build(raw: &RawBackplane, base: &KeyPath, report: &mut Report<'_>)
         report.extend(base, Some(fault));
     });
     let engine = match &raw.engine {
-        None | Some(RawEngine::Name(_)) => Some(EngineKind::Memory),
-        Some(RawEngine::Redis(raw)) => {
-            build_redis::build(&raw.redis, &base.key("engine").key("redis"), report).map(EngineKind::Redis)
-        }
+        None => Some(EngineKind::Memory),
+        Some(raw) => engine(raw, &base.key("engine"), report),
     };
     let ingest = build_redis::ingest(&raw.ingest, engine.as_ref(), base, report);
     let retention = history(&raw.history, &base.key("history"), report);
@@ -54,6 +52,14 @@ pub(super) fn build(raw: &RawBackplane, base: &KeyPath, report: &mut Report<'_>)
         None => None,
     };
     Some(Backplane { region: region.ok()?, engine: engine?, ingest, retention, dedupe_window, publish, signature })
+}
+
+/// The engine of a region, whose key is `base`.
+fn engine(raw: &RawEngine, base: &KeyPath, report: &mut Report<'_>) -> Option<EngineKind> {
+    match raw {
+        RawEngine::Name(_) => Some(EngineKind::Memory),
+        RawEngine::Redis(raw) => build_redis::build(&raw.redis, &base.key("redis"), report).map(EngineKind::Redis),
+    }
 }
 
 fn history(raw: &RawHistory, base: &KeyPath, report: &mut Report<'_>) -> Retention {

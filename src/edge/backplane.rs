@@ -11,20 +11,19 @@ use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 
 use super::asking::{Asker, ClientBackend, Compact, connection_id};
+use super::engines;
 use super::socket::Socket;
 use super::upstreams::{Preference, Upstream};
 use crate::admin::Readiness;
 use crate::backplane::engine::{Engine, EngineError, Event};
 use crate::backplane::hub::{Hub, InboxLimit, Member};
-use crate::backplane::memory::{self, MemoryEngine};
 use crate::backplane::position::{PositionError, Region};
-use crate::backplane::redis::{self, RedisEngine};
 use crate::backplane::resume;
 use crate::backplane::sink::SinkLimit;
 use crate::backplane::subscriber::Subscriber;
 use crate::backplane::upstream::{GripUpstream, Setup};
 use crate::cause::Refusal;
-use crate::config::{self, BackplaneMode, EngineKind, GripSignature};
+use crate::config::{self, BackplaneMode, GripSignature};
 use crate::events;
 use crate::grip::Limits;
 use crate::grip::extension::OptIn;
@@ -74,35 +73,17 @@ impl Backplane {
         metrics: &Metrics,
         readiness: &Arc<Readiness>,
     ) -> Result<Arc<Self>, PositionError> {
-        let (region, retention, dedupe_window) = (config.region.clone(), config.retention, config.dedupe_window);
-        let engine: Arc<dyn Engine> = match &config.engine {
-            EngineKind::Memory => {
-                let settings = memory::Settings { retention, dedupe_window, ..memory::Settings::default() };
-                Arc::new(MemoryEngine::new(region, settings)?)
-            }
-            EngineKind::Redis(access) => {
-                let settings = redis::Settings {
-                    credentials: access.credentials.clone(),
-                    sentinel_credentials: access.sentinel_credentials.clone(),
-                    ingest: config.ingest.clone(),
-                    retention,
-                    dedupe_window,
-                    ..redis::Settings::new(access.servers.clone())
-                };
-                Arc::new(RedisEngine::start(region, settings))
-            }
-        };
+        let engine = engines::start(&config.engine, config.region.clone(), config)?;
         let metrics = metrics.backplane(config.region.as_str());
         let hub = Hub::start(engine.clone(), SinkLimit::default(), metrics.clone());
         let state =
             EngineState { region: config.region.clone(), metrics: metrics.clone(), readiness: readiness.clone() };
         let events = engine.events();
-        match config.engine {
-            EngineKind::Memory => state.up(),
-            EngineKind::Redis(_) => {
-                state.down("it is being connected to");
-                tokio::spawn(watch(Arc::downgrade(&engine), events, state));
-            }
+        if engines::is_here(&config.engine) {
+            state.up();
+        } else {
+            state.down("it is being connected to");
+            tokio::spawn(watch(Arc::downgrade(&engine), events, state));
         }
         let (limits, signature) = (Limits::default(), config.signature.clone());
         Ok(Arc::new(Self { engine, hub, limits, metrics, signature, random: SystemRandom::new() }))

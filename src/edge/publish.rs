@@ -261,7 +261,7 @@ impl Publisher {
         }
         let mut payload = Vec::new();
         item.encode(&mut payload);
-        Ok((channel, Stored { id, payload: Bytes::from(payload) }))
+        Ok((channel, Stored { id, key: None, payload: Bytes::from(payload) }))
     }
 }
 

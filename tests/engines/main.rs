@@ -49,7 +49,7 @@ pub fn channel(name: &str) -> Channel {
 
 /// An item.
 pub fn item(id: &str, payload: impl Into<Bytes>) -> Item {
-    Item { id: MessageId::new(id).expect("an id"), payload: payload.into() }
+    Item { id: MessageId::new(id).expect("an id"), key: None, payload: payload.into() }
 }
 
 /// Publishes an item whose payload is its id.

@@ -205,7 +205,13 @@ impl Engine for Node {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities { history: History::Engine, contiguous: true, dedupe_window: Duration::ZERO, retention: RETENTION }
+        Capabilities {
+            history: History::Engine,
+            contiguous: true,
+            dedupe_window: Duration::ZERO,
+            retention: RETENTION,
+            latest: false,
+        }
     }
 
     fn events(&self) -> broadcast::Receiver<Event> {

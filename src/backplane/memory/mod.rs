@@ -194,6 +194,7 @@ impl Engine for MemoryEngine {
             contiguous: true,
             dedupe_window: self.settings.dedupe_window,
             retention: self.settings.retention,
+            latest: false,
         }
     }
 
@@ -290,7 +291,7 @@ mod tests {
     }
 
     async fn publish(engine: &MemoryEngine, name: &str, id: &str, bytes: usize) -> Published {
-        let item = Item { id: MessageId::new(id).unwrap(), payload: Bytes::from(vec![0; bytes]) };
+        let item = Item { id: MessageId::new(id).unwrap(), key: None, payload: Bytes::from(vec![0; bytes]) };
         engine.publish(&channel(name), &item).await.unwrap()
     }
 

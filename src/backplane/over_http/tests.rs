@@ -122,7 +122,7 @@ impl Bed {
             let mut payload = Vec::new();
             item.encode(&mut payload);
             let id = MessageId::new(item.id.as_deref().unwrap_or("none")).unwrap();
-            let stored = Item { id, payload: Bytes::from(payload) };
+            let stored = Item { id, key: None, payload: Bytes::from(payload) };
             self.engine.publish(&Channel::new(&item.channel).unwrap(), &stored).await.unwrap();
         }
     }

@@ -232,6 +232,7 @@ impl Engine for RedisEngine {
             contiguous: true,
             dedupe_window: self.shared.settings.dedupe_window,
             retention: self.shared.settings.retention,
+            latest: false,
         }
     }
 

@@ -139,7 +139,7 @@ impl Shared {
         }
         // Once for all nodes that notice.
         let Ok(id) = MessageId::new(&format!("lost {}", position.epoch)) else { return true };
-        let said = self.publish(channel, &Item { id, payload: Bytes::from_static(LOST) }).await.is_ok();
+        let said = self.publish(channel, &Item { id, key: None, payload: Bytes::from_static(LOST) }).await.is_ok();
         if said {
             self.witness.looked(channel, &route.session.lineage);
         }

@@ -95,7 +95,7 @@ impl Bed {
             let mut payload = Vec::new();
             item.encode(&mut payload);
             let id = MessageId::new(item.id.as_deref().unwrap_or("none")).unwrap();
-            let stored = Item { id, payload: Bytes::from(payload) };
+            let stored = Item { id, key: None, payload: Bytes::from(payload) };
             self.engine.publish(&Channel::new(&item.channel).unwrap(), &stored).await.unwrap();
         }
     }
@@ -335,7 +335,7 @@ async fn a_loss_that_the_engine_found_is_told_once_to_who_passes_it() {
     bed.text(&subscribe("")).await;
     bed.settle().await;
     bed.publish(&message("1", "one")).await;
-    let loss = Item { id: MessageId::new("lost a1").unwrap(), payload: Bytes::from_static(LOST) };
+    let loss = Item { id: MessageId::new("lost a1").unwrap(), key: None, payload: Bytes::from_static(LOST) };
     bed.engine.publish(&Channel::new("room").unwrap(), &loss).await.unwrap();
     bed.publish(&message("2", "two")).await;
     for expected in ["one", "gap", "two"] {
