@@ -1,5 +1,6 @@
 // Fan-out with the libraries of GRIP's users as npm and PyPI serve them: a backend that subscribes its clients by
-// @fanoutio/grip, publishers on @fanoutio/grip and pubcontrol; one gateway on its own memory, and two on one Redis.
+// @fanoutio/grip, publishers on @fanoutio/grip and pubcontrol; one gateway on its own memory, two on one Redis, and two on
+// one NATS.
 
 import assert from "node:assert/strict";
 import { execFile } from "node:child_process";
@@ -185,13 +186,24 @@ test("publishing says what is wrong, and needs a token where one is set", async 
   }
 });
 
-test("two gateways on one Redis: what comes to one goes out of both, also when Redis was away", async () => {
+const SERVERS = {
+  Redis: {
+    start: (port, folder) => serve("redis-server", ["--port", String(port), "--bind", "127.0.0.1", "--dir", folder,
+      "--save", "", "--appendonly", "yes", "--appendfsync", "always"], [port]),
+    engine: (port) => `{ redis: { url: "redis://127.0.0.1:${port}" } }`,
+  },
+  NATS: {
+    start: (port, folder) => serve("nats-server", ["-a", "127.0.0.1", "-p", String(port), "-js", "-sd", folder], [port]),
+    engine: (port) => `{ nats: { url: "nats://127.0.0.1:${port}" } }`,
+  },
+};
+
+for (const [name, server] of Object.entries(SERVERS))
+test(`two gateways on one ${name}: what comes to one goes out of both, also when it was away`, async () => {
   const folder = await temporaryFolder();
   const port = await freePort();
-  const redis = () => serve("redis-server", ["--port", String(port), "--bind", "127.0.0.1", "--dir", folder,
-    "--save", "", "--appendonly", "yes", "--appendfsync", "always"], [port]);
-  let stop = await redis();
-  const engine = `{ redis: { url: "redis://127.0.0.1:${port}" } }`;
+  let stop = await server.start(port, folder);
+  const engine = server.engine(port);
   const gates = await Promise.all([start(peer.port, engine), start(peer.port, engine)]);
   try {
     for (const each of gates) {
@@ -204,7 +216,7 @@ test("two gateways on one Redis: what comes to one goes out of both, also when R
     for (const each of clients) await each.has(3);
     await stop();
     await gates[0].metric("sluicegate_region_up", {}, 0);
-    // It is as ready as the other gateways, which ask the same Redis.
+    // It is as ready as the other gateways, which ask the same server.
     const ready = await fetch(`${gates[0].admin}/readyz`);
     const { status, degraded, reasons } = await ready.json();
     assert.deepEqual([ready.status, status, degraded], [200, "degraded", ["region:local"]]);
@@ -214,7 +226,7 @@ test("two gateways on one Redis: what comes to one goes out of both, also when R
     // Plain proxying does not depend on it, nor do the sessions.
     clients[0].socket.send("still there");
     await clients[0].has(4);
-    stop = await redis();
+    stop = await server.start(port, folder);
     const stored = () => post(gates[0], [item("both", "b-3", "three")]);
     await eventually(stored, ({ status }) => status === 200);
     await clients[0].has(5);
