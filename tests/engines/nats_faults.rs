@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use sluicegate::backplane::engine::{Engine, EngineError, Event, Stored};
+use sluicegate::backplane::engine::{Engine, EngineError, Event, LOST, Stored};
 use sluicegate::backplane::nats::{NatsEngine, Settings};
 use sluicegate::backplane::recover::{Recovery, Why};
 use sluicegate::backplane::sink::{Delivery, SinkLimit};
@@ -280,4 +280,42 @@ async fn heartbeats_carry_the_servers_time() {
     }
     let info = server.api("STREAM.INFO.SLUICEGATE", &Value::Null);
     assert_eq!(info["state"]["messages"], 1, "of a node the newest heartbeat is stored");
+}
+
+#[tokio::test]
+async fn what_a_power_failure_took_is_told_to_those_who_had_seen_it_and_by_who_published_it_to_the_others() {
+    let mut server = NatsServer::start(&[]);
+    let engine = engine_of(&server).await;
+    let mut events = engine.events();
+    let changed = |event: &Event| matches!(event, Event::LineageChanged { .. });
+    let mut positions = Vec::new();
+    for nth in 1..=5 {
+        positions.push(publish(&engine, "a", &format!("m{nth}")).await);
+    }
+    let kept = publish(&engine, "kept", "m1").await;
+    let mut reader = Reader::subscribe(&engine, "a", SinkLimit::default()).await;
+    server.back_up();
+    wait_for(&mut events, "lineage", changed).await;
+    for nth in 6..=10 {
+        positions.push(insist(&engine, "a", &format!("m{nth}")).await);
+    }
+    reader.until("m10").await;
+    server.restart_from_backup();
+    wait_for(&mut events, "lineage", changed).await;
+    // Nobody publishes: the gateway notices by itself.
+    assert_eq!(reader.until_gap().await, Why::Lineage);
+    let slice = eventually("it is told", async || {
+        let slice = engine.read(&channel("a"), Some(&positions[4]), ALL).await.ok()?;
+        (!slice.entries.is_empty()).then_some(slice)
+    })
+    .await;
+    assert_eq!((slice.entries.len(), &slice.entries[0].payload[..]), (1, LOST));
+    for (nth, position) in (1..).zip(&positions) {
+        let expected = if nth <= 5 { Recovery::Replay { from: nth + 1, to: 6 } } else { Recovery::Gap(Why::Lineage) };
+        assert_eq!(recovery(&engine, "a", position).await, expected, "{position}");
+    }
+    // What is there is not told of.
+    assert_eq!(recovery(&engine, "kept", &kept).await, Recovery::Replay { from: 2, to: 1 });
+    assert_eq!(insist(&engine, "kept", "m2").await.n, 2);
+    assert_eq!(insist(&engine, "a", "m11").await.n, 7);
 }

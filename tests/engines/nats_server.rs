@@ -100,6 +100,26 @@ impl NatsServer {
         self.restart();
     }
 
+    /// Starts it again, having kept what is on its disk now for [`NatsServer::restart_from_backup`].
+    pub fn back_up(&mut self) {
+        self.kill();
+        self.copy("js", "backup");
+        self.restart();
+    }
+
+    /// Starts it again with what was on its disk then: all that came since is lost, as in a power failure.
+    pub fn restart_from_backup(&mut self) {
+        self.kill();
+        std::fs::remove_dir_all(self.folder.path().join("js")).expect("what it had");
+        self.copy("backup", "js");
+        self.restart();
+    }
+
+    fn copy(&self, from: &str, to: &str) {
+        let status = Command::new("cp").arg("-r").args([from, to]).current_dir(self.folder.path()).status();
+        assert!(status.expect("cp is there").success());
+    }
+
     /// Stops the process, and it goes on with [`NatsServer::resume`].
     pub fn pause(&self) {
         self.signal("-STOP");

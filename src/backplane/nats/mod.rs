@@ -12,8 +12,7 @@
 //!
 //! Three things are not as with Redis. The time of an entry is the server's as the gateway that published it reckons it
 //! (`clock.rs`). What an acknowledged entry is worth depends on when the server writes to its disk (`sync_interval`): those
-//! that go with a power failure are told to readers who had seen them, and nobody else knows of them. And in a cluster the
-//! leader of the stream stands for the process that answers: that it was restarted and leads again is not noticed.
+//! that go with a power failure are told of by the gateway that published them (`witness.rs`). And in a cluster the leader of the stream stands for the process that answers: that it was restarted and leads again is not noticed.
 
 mod clock;
 mod log;
@@ -26,6 +25,7 @@ mod supervisor;
 mod tails;
 mod trim;
 mod wire;
+mod witness;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -198,7 +198,7 @@ impl Shared {
     }
 
     /// A session is asked from now on.
-    fn taken_over(&self, session: &Arc<Session>) {
+    fn taken_over(self: &Arc<Self>, session: &Arc<Session>) {
         let before = {
             let mut state = self.state.lock();
             state.session = Ok(session.clone());
@@ -207,6 +207,7 @@ impl Shared {
         self.tell_status();
         if let Some(from) = before.filter(|before| *before != session.lineage) {
             self.tell(Event::LineageChanged { from, to: session.lineage.clone() });
+            self.look_for_losses(session);
         }
     }
 

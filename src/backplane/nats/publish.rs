@@ -15,13 +15,15 @@ use super::log::Reader;
 use super::session::Session;
 use super::tails::{Known, Tail};
 use super::wire::{self, Ack};
+use super::witness::Witnessed;
 use super::{Shared, clock, subjects};
 
 /// The longest time between two tries of a publication that others were faster than; it is chosen by chance.
 const CONFLICT_PAUSE: Duration = Duration::from_millis(10);
 
 /// What one try came to.
-enum Tried {
+pub enum Tried {
+    /// It is there.
     Stored(Published),
     /// Another was faster.
     Conflict,
@@ -39,6 +41,9 @@ impl Shared {
         let mut conflicts = 0_u32;
         while Instant::now() < until {
             let session = self.session().map_err(PublishError::not_stored)?;
+            // What is told of a loss is to stand before what came since. A server that does not answer that will not store
+            // either.
+            let _ = self.look(&session, &mut known, channel, until).await;
             match self.try_publish(&session, &mut known, channel, item, until).await? {
                 Tried::Stored(published) => return Ok(published),
                 Tried::Conflict => {
@@ -52,7 +57,7 @@ impl Shared {
         Err(PublishError::not_stored(EngineError::TimedOut))
     }
 
-    async fn try_publish(
+    pub(super) async fn try_publish(
         &self,
         session: &Session,
         known: &mut Known,
@@ -99,6 +104,7 @@ impl Shared {
             Ok(Ack { seq, .. }) => {
                 let position = Position { id: EntryId { seq, ..position.id }, ..position };
                 known.end = Some((session.number, Some(Tail { position: position.clone(), bytes_up_to })));
+                known.witnessed = Some(Witnessed::now(position.clone()));
                 known.untrimmed_since.get_or_insert_with(Instant::now);
                 Ok(Tried::Stored(Published { position, repeated: false }))
             }

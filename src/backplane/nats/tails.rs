@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 
 use super::super::engine::Channel;
 use super::super::position::Position;
+use super::witness::Witnessed;
 
 /// The most channels of one generation. When there are as many, those that were not published to since the last time that
 /// this happened are forgotten: the next publication to them asks first, and what is to be trimmed of them the server drops
@@ -24,6 +25,8 @@ pub type Slot = Arc<tokio::sync::Mutex<Known>>;
 pub struct Known {
     /// Its end, under which session; nothing if it has to be asked for.
     pub end: Option<(u64, Option<Tail>)>,
+    /// The newest entry that this node has had stored there.
+    pub witnessed: Option<Witnessed>,
     /// Since when there is something that will have to be trimmed.
     pub untrimmed_since: Option<Instant>,
     /// The bytes up to where it was trimmed last.
