@@ -89,7 +89,8 @@ pub struct RawNats {
     pub username: Option<String>,
     /// A file with the password. Default: none.
     pub password_file: Option<String>,
-    /// How many servers of a cluster keep the stream, where this gateway makes it. Default 1, 1 to 5.
+    /// How many servers of a cluster keep the stream, where this gateway makes it. Default 1, 1 to 5; more
+    /// than 1 needs NATS 2.12.
     pub replicas: Option<Count>,
 }
 

@@ -6,6 +6,7 @@ mod cluster_server;
 mod contract;
 mod faults;
 mod ingest;
+mod nats_cluster;
 mod nats_faults;
 mod nats_limits;
 mod nats_server;

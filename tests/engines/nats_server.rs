@@ -44,6 +44,16 @@ impl NatsServer {
         format!("nats://127.0.0.1:{}", self.port)
     }
 
+    /// The server's version.
+    pub fn version() -> (u32, u32) {
+        let output = Command::new("nats-server").arg("--version").output();
+        let output = output.expect("nats-server is installed: scripts/setup test").stdout;
+        let text = String::from_utf8(output).expect("text");
+        let mut parts =
+            text.trim().rsplit('v').next().expect("a version").split('.').map_while(|part| part.parse().ok());
+        (parts.next().expect("a number"), parts.next().expect("a number"))
+    }
+
     /// What the server says to a question of its JetStream API.
     pub fn api(&self, subject: &str, question: &Value) -> Value {
         let payload = if question.is_null() { String::new() } else { question.to_string() };

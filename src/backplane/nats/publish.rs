@@ -19,7 +19,7 @@ use super::witness::Witnessed;
 use super::{Shared, clock, subjects};
 
 /// The longest time between two tries of a publication that others were faster than; it is chosen by chance.
-const CONFLICT_PAUSE: Duration = Duration::from_millis(10);
+pub const CONFLICT_PAUSE: Duration = Duration::from_millis(10);
 
 /// What one try came to.
 pub enum Tried {
@@ -27,6 +27,8 @@ pub enum Tried {
     Stored(Published),
     /// Another was faster.
     Conflict,
+    /// The same item is being stored by another try, which may come to nothing.
+    UnderWay,
 }
 
 impl Shared {
@@ -38,7 +40,7 @@ impl Shared {
         let Ok(mut known) = tokio::time::timeout_at(until.into(), slot.lock()).await else {
             return Err(PublishError::not_stored(EngineError::TimedOut));
         };
-        let mut conflicts = 0_u32;
+        let (mut conflicts, mut under_way) = (0_u32, false);
         while Instant::now() < until {
             let session = self.session().map_err(PublishError::not_stored)?;
             // What is told of a loss is to stand before what came since. A server that does not answer that will not store
@@ -46,17 +48,18 @@ impl Shared {
             let _ = self.look(&session, &mut known, channel, until).await;
             match self.try_publish(&session, &mut known, channel, item, until).await? {
                 Tried::Stored(published) => return Ok(published),
-                Tried::Conflict => {
-                    known.end = None;
-                    conflicts = conflicts.saturating_add(1);
-                    let longest = CONFLICT_PAUSE.mul_f64((f64::from(conflicts) / 16.0).min(1.0));
-                    tokio::time::sleep(longest.mul_f64(rand::random_range(0.0..=1.0))).await;
-                }
+                Tried::UnderWay => under_way = true,
+                Tried::Conflict => under_way = false,
             }
+            conflicts = conflicts.saturating_add(1);
+            let longest = CONFLICT_PAUSE.mul_f64((f64::from(conflicts) / 16.0).min(1.0));
+            tokio::time::sleep(longest.mul_f64(rand::random_range(0.0..=1.0))).await;
         }
-        Err(PublishError::not_stored(EngineError::TimedOut))
+        let stored = if under_way { Stored::Unknown } else { Stored::No };
+        Err(PublishError { reason: EngineError::TimedOut, stored })
     }
 
+    /// One try. What is known of the channel's end is taken, and is put back where it is known still.
     pub(super) async fn try_publish(
         &self,
         session: &Session,
@@ -77,7 +80,7 @@ impl Shared {
             _ => {
                 let last = tokio::time::timeout_at(until.into(), self.reader(session, &subject).last()).await;
                 let last = last.unwrap_or(Err(EngineError::TimedOut)).map_err(PublishError::not_stored)?;
-                last.map(|last| Tail { bytes_up_to: last.bytes_up_to, position: last.entry.position })
+                last.map(Tail::from)
             }
         };
         let (position, bytes_up_to, follows) = self.next(session, tail.as_ref(), item)?;
@@ -97,6 +100,8 @@ impl Shared {
             }
             Ok(Ack { error: Some(error), .. }) if error.is_conflict() => Ok(Tried::Conflict),
             Ok(Ack { error: Some(error), .. }) => Err(PublishError::not_stored(error.as_engine_error())),
+            // In a cluster another try of the same item is under way.
+            Ok(Ack { seq: 0, duplicate: true, .. }) => Ok(Tried::UnderWay),
             Ok(Ack { seq, duplicate: true, .. }) => {
                 known.end = Some((session.number, tail));
                 self.first_of(session, &subject, item, seq).await.map(Tried::Stored)

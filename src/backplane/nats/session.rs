@@ -41,6 +41,10 @@ const COMMAND_CAPACITY: usize = 2048;
 /// How often a stream is looked for and made, when others change it at the same time.
 const STREAM_TRIES: usize = 5;
 
+/// The first server that keeps publications to one subject apart in a stream that several servers have: those before it
+/// store two that follow the same entry, or take what they refused for a duplicate when it comes again.
+const REPLICATED_SINCE: (i64, i64, i64) = (2, 12, 0);
+
 /// How long a consumer is kept by the server when nobody asks it any more.
 const CONSUMER_LIFE: Duration = Duration::from_secs(10);
 
@@ -189,8 +193,14 @@ impl Session {
     }
 
     async fn find_stream(&self, settings: &Settings, region: &Region) -> Result<Seen, EngineError> {
+        let (major, minor, patch) = REPLICATED_SINCE;
+        let may_be_replicated = self.client.is_server_compatible(major, minor, patch);
         for _ in 0..STREAM_TRIES {
             let info = self.info().await?;
+            let replicas = if info.error.is_none() { info.replicas() } else { settings.replicas as u64 };
+            if replicas > 1 && !may_be_replicated {
+                return Err(refused("REPLICAS BEFORE 2.12"));
+            }
             let asked = match info.error {
                 Some(error) if error.is_not_found() => ("CREATE", stream::wanted(settings, region)),
                 Some(error) => return Err(error.as_engine_error()),

@@ -61,6 +61,11 @@ struct Cluster {
 }
 
 impl Info {
+    /// How many servers have it.
+    pub fn replicas(&self) -> u64 {
+        self.config.get("num_replicas").and_then(Value::as_u64).unwrap_or(1)
+    }
+
     pub fn seen(&self) -> Result<Seen, EngineError> {
         let parsed = time::OffsetDateTime::parse(&self.state.last_ts, &time::format_description::well_known::Rfc3339);
         let last_ms = match parsed {
@@ -71,7 +76,7 @@ impl Info {
         Ok(Seen {
             created: self.created.clone(),
             leader: self.cluster.as_ref().and_then(|cluster| cluster.leader.clone()),
-            replicas: self.config.get("num_replicas").and_then(Value::as_u64).unwrap_or(1),
+            replicas: self.replicas(),
             last_ms,
         })
     }

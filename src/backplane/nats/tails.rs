@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 
 use super::super::engine::Channel;
 use super::super::position::Position;
+use super::wire::Record;
 use super::witness::Witnessed;
 
 /// The most channels of one generation. When there are as many, those that were not published to since the last time that
@@ -38,6 +39,12 @@ pub struct Known {
 pub struct Tail {
     pub position: Position,
     pub bytes_up_to: u64,
+}
+
+impl From<Record> for Tail {
+    fn from(record: Record) -> Self {
+        Self { bytes_up_to: record.bytes_up_to, position: record.entry.position }
+    }
 }
 
 /// All channels that are known.

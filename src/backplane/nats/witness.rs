@@ -14,7 +14,7 @@ use bytes::Bytes;
 use super::super::engine::{Channel, EngineError, Item, LOST, MessageId, ReadLimit};
 use super::super::position::{Epoch, Place, Position};
 use super::super::recover::{Recovery, ReplayLimit, Why};
-use super::publish::Tried;
+use super::publish::{CONFLICT_PAUSE, Tried};
 use super::session::Session;
 use super::tails::Known;
 use super::{Shared, subjects};
@@ -105,7 +105,7 @@ impl Shared {
                     }
                     return Ok(());
                 }
-                Ok(Tried::Conflict) => {}
+                Ok(Tried::Conflict | Tried::UnderWay) => tokio::time::sleep(CONFLICT_PAUSE).await,
                 Err(error) => return Err(error.reason),
             }
         }
