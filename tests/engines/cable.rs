@@ -1,4 +1,5 @@
-//! A way to a NATS server that can be cut, and that can be made to carry everything but what the server pushes.
+//! A way to a NATS server that can be cut, that can be made to carry everything but what the server pushes, or to hold what
+//! the server says and deliver it at once.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -13,6 +14,7 @@ pub struct Cable {
     pub port: u16,
     cuts: watch::Sender<u64>,
     deaf: Arc<AtomicBool>,
+    held: Arc<AtomicBool>,
     pub connections: Arc<AtomicUsize>,
     accepting: JoinHandle<()>,
 }
@@ -22,25 +24,27 @@ impl Cable {
     pub async fn to(server: u16) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let port = listener.local_addr().expect("it listens").port();
-        let (cuts, deaf, connections) = (watch::Sender::new(0), Arc::new(AtomicBool::new(false)), Arc::default());
+        let (cuts, deaf, held) = (watch::Sender::new(0), Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
+        let connections = Arc::default();
         let accepting = tokio::spawn({
-            let (cuts, deaf, connections) = (cuts.clone(), deaf.clone(), Arc::clone(&connections));
+            let (cuts, deaf, held) = (cuts.clone(), deaf.clone(), held.clone());
+            let connections = Arc::clone(&connections);
             async move {
                 while let Ok((client, _)) = listener.accept().await {
                     let mut cut = cuts.subscribe();
-                    let deaf = deaf.clone();
+                    let (deaf, held) = (deaf.clone(), held.clone());
                     let number: &AtomicUsize = &connections;
                     number.fetch_add(1, Ordering::SeqCst);
                     tokio::spawn(async move {
                         tokio::select! {
-                            () = carry(client, server, &deaf) => {}
+                            () = carry(client, server, &deaf, &held) => {}
                             _ = cut.changed() => {}
                         }
                     });
                 }
             }
         });
-        Self { port, cuts, deaf, connections, accepting }
+        Self { port, cuts, deaf, held, connections, accepting }
     }
 
     pub fn url(&self) -> String {
@@ -58,6 +62,13 @@ impl Cable {
     }
 }
 
+impl Cable {
+    /// Holds what the server says; or delivers it, together with what it says next.
+    pub fn hold(&self, held: bool) {
+        self.held.store(held, Ordering::SeqCst);
+    }
+}
+
 impl Drop for Cable {
     fn drop(&mut self) {
         self.accepting.abort();
@@ -65,7 +76,7 @@ impl Drop for Cable {
     }
 }
 
-async fn carry(client: TcpStream, server: u16, deaf: &AtomicBool) {
+async fn carry(client: TcpStream, server: u16, deaf: &AtomicBool, held: &AtomicBool) {
     let Ok(server) = TcpStream::connect(("127.0.0.1", server)).await else { return };
     let (mut from_client, mut to_client) = client.into_split();
     let (from_server, mut to_server) = server.into_split();
@@ -74,7 +85,7 @@ async fn carry(client: TcpStream, server: u16, deaf: &AtomicBool) {
     };
     let down = async {
         let mut from_server = BufReader::new(from_server);
-        let mut part = Vec::new();
+        let (mut part, mut waiting) = (Vec::new(), Vec::new());
         loop {
             part.clear();
             if from_server.read_until(b'\n', &mut part).await.unwrap_or(0) == 0 {
@@ -93,9 +104,14 @@ async fn carry(client: TcpStream, server: u16, deaf: &AtomicBool) {
                     continue;
                 }
             }
-            if to_client.write_all(&part).await.is_err() {
+            waiting.extend_from_slice(&part);
+            if held.load(Ordering::SeqCst) {
+                continue;
+            }
+            if to_client.write_all(&waiting).await.is_err() {
                 return;
             }
+            waiting.clear();
         }
     };
     tokio::select! {

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use sluicegate::backplane::engine::{Engine, EngineError, Event, LOST, Stored};
+use sluicegate::backplane::engine::{Engine, EngineError, Event, LOST, Scope, Stored};
 use sluicegate::backplane::nats::{NatsEngine, Settings};
 use sluicegate::backplane::recover::{Recovery, Why};
 use sluicegate::backplane::sink::{Delivery, SinkLimit};
@@ -207,6 +207,39 @@ async fn a_subscription_that_is_open_and_dead_is_noticed_and_what_was_missed_is_
     wait_for(&mut events, "up", |event| matches!(event, Event::Up)).await;
     reader.until("m2").await;
     assert_eq!((reader.ids(), reader.gaps.len()), (vec!["m1", "m2"], 0));
+}
+
+#[tokio::test]
+async fn messages_that_are_dropped_on_the_way_are_noticed_and_read() {
+    let server = NatsServer::start(&[]);
+    let cable = Cable::to(server.port).await;
+    let publisher = engine_of(&server).await;
+    let settings = Settings {
+        max_waiting: 8,
+        heartbeat: Duration::from_secs(5),
+        ..nats_settings(vec![cable.url()], Wish::default())
+    };
+    let engine = NatsEngine::start(region(), settings);
+    eventually("it connects", async || engine.status().ok()).await;
+    let engine: Arc<dyn Engine> = Arc::new(engine);
+    let mut events = engine.events();
+    let mut reader = Reader::subscribe(&engine, "a", SinkLimit::default()).await;
+    let mut quiet = Reader::subscribe(&engine, "quiet", SinkLimit::default()).await;
+    cable.hold(true);
+    for nth in 1..=300 {
+        publish(&publisher, "a", &format!("m{nth}")).await;
+    }
+    publish(&publisher, "quiet", "m").await;
+    cable.hold(false);
+    // All of it arrives with this one, and is more than may wait.
+    publish(&publisher, "a", "last").await;
+    let all = |event: &Event| matches!(event, Event::Disrupted(Scope::All) | Event::Down(_));
+    assert_eq!(wait_for(&mut events, "disrupted", all).await, Event::Disrupted(Scope::All));
+    reader.until("last").await;
+    quiet.until("m").await;
+    let expected: Vec<_> = (1..=300).map(|nth| format!("m{nth}")).chain(["last".to_owned()]).collect();
+    assert_eq!(reader.ids(), expected);
+    assert_eq!((reader.gaps.len(), quiet.gaps.len(), cable.connections.load(Ordering::SeqCst)), (0, 0, 1));
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use sluicegate::backplane::engine::{Engine, EngineError, Event, Retention, Stored};
 use sluicegate::backplane::nats::{Credentials, NatsEngine, Settings};
 use sluicegate::backplane::position::Region;
-use sluicegate::backplane::sink::SinkLimit;
+use sluicegate::backplane::sink::{SinkLimit, sink};
 
 use super::contract::{connect_nats, nats_settings};
 use super::faults::wait_for;
@@ -85,6 +85,28 @@ async fn a_server_asks_who_we_are() {
     comes_to(settings.clone(), region(), refused("AUTHORIZATION")).await;
     let debug = format!("{:?}", with("secret-word"));
     assert!(!debug.contains("secret-word"), "{debug}");
+}
+
+#[tokio::test]
+async fn a_user_who_may_not_hear_what_is_pushed_is_told_so_and_subscribes_to_nothing() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("nats.conf");
+    let user = "{ user: u, password: p, permissions: { subscribe: { deny: \"sluicegate.p.c.secret\" } } }";
+    std::fs::write(&file, format!("authorization {{ users: [{user}] }}\n")).expect("a file");
+    let server = NatsServer::start(&["-c", &file.display().to_string()]);
+    let credentials = Credentials { username: Some("u".to_owned()), password: Some("p".to_owned()) };
+    let settings = Settings { credentials, ..nats_settings(vec![server.url()], Wish::default()) };
+    let engine: Arc<dyn Engine> = Arc::new(comes_to(settings, region(), Ok(())).await);
+    let mut events = engine.events();
+    let mut reader = Reader::subscribe(&engine, "a", SinkLimit::default()).await;
+    let (sink, _source) = sink(SinkLimit::default());
+    // The server says so by the way, and maybe after it has answered.
+    let _ = engine.subscribe(&channel("secret"), &sink).await;
+    let down = wait_for(&mut events, "refused", |event| matches!(event, Event::Down(_))).await;
+    assert_eq!(down, Event::Down(EngineError::Refused { code: "PERMISSIONS".to_owned() }));
+    engine.unsubscribe(&channel("secret")).await;
+    eventually("it goes on", async || try_publish(&engine, "a", "m1").await.ok()).await;
+    reader.until("m1").await;
 }
 
 #[tokio::test]

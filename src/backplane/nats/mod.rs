@@ -306,7 +306,8 @@ impl Shared {
             }
             subscriptions.start(channel, sink)
         };
-        let top = self.acknowledge(&session, &reading).await;
+        let top = tokio::time::timeout(self.settings.timeout, self.acknowledge(&session, &reading)).await;
+        let top = top.unwrap_or(Err(EngineError::TimedOut));
         if top.is_err() {
             self.subscriptions.lock().give_up_start(&reading);
             session.end(channel);
@@ -319,8 +320,7 @@ impl Shared {
         self.listen(session, &reading.channel).await?;
         // The server takes what a connection sends in its order, so what is stored behind this answer is pushed.
         let subject = subjects::stored(&reading.channel);
-        let last = tokio::time::timeout(self.settings.timeout, self.reader(session, &subject).last()).await;
-        let last = last.unwrap_or(Err(EngineError::TimedOut))?;
+        let last = self.reader(session, &subject).last().await?;
         let origin = || Position::origin(self.region.clone(), session.lineage.clone());
         let top = last.map_or_else(origin, |last| last.entry.position);
         let log = Log { top: top.n, first: top.n.saturating_add(1), first_epoch: top.epoch.clone() };

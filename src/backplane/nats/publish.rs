@@ -104,7 +104,9 @@ impl Shared {
             Ok(Ack { seq: 0, duplicate: true, .. }) => Ok(Tried::UnderWay),
             Ok(Ack { seq, duplicate: true, .. }) => {
                 known.end = Some((session.number, tail));
-                self.first_of(session, &subject, item, seq).await.map(Tried::Stored)
+                let first = tokio::time::timeout_at(until.into(), self.first_of(session, &subject, item, seq)).await;
+                let late = PublishError { reason: EngineError::TimedOut, stored: Stored::Unknown };
+                first.unwrap_or(Err(late)).map(Tried::Stored)
             }
             Ok(Ack { seq, .. }) => {
                 let position = Position { id: EntryId { seq, ..position.id }, ..position };

@@ -31,10 +31,6 @@ use super::stream::{self, Info, Seen};
 use super::subjects::{self, STREAM};
 use super::wire::{self, Ack, ApiError, Record, malformed};
 
-/// How many messages wait for whoever takes them from one subscription, which never waits itself. More are dropped by the
-/// client library, which says so, and all channels are read.
-const SUBSCRIPTION_CAPACITY: usize = 1024;
-
 /// How many commands wait for the connection. When there are as many, callers wait, for no longer than the time-out.
 const COMMAND_CAPACITY: usize = 2048;
 
@@ -61,6 +57,7 @@ pub struct Session {
     client_id: u64,
     server_id: String,
     max_payload: usize,
+    max_waiting: usize,
     timeout: Duration,
     /// What takes from each subscription; they end with the session.
     forwarders: Mutex<HashMap<Channel, Task>>,
@@ -162,6 +159,7 @@ impl Session {
             client_id: info.client_id,
             server_id: info.server_id,
             max_payload: info.max_payload,
+            max_waiting: settings.max_waiting.max(2),
             timeout: settings.timeout,
             forwarders: Mutex::default(),
             beats: Mutex::default(),
@@ -313,7 +311,7 @@ impl Session {
         // In parts of what the subscription holds.
         let mut records = Vec::new();
         while records.len() < count {
-            let part = (count - records.len()).min(SUBSCRIPTION_CAPACITY / 2);
+            let part = (count - records.len()).min(self.max_waiting / 2);
             let question = json!({ "batch": part, "no_wait": true }).to_string();
             let subject = format!("$JS.API.CONSUMER.MSG.NEXT.{STREAM}.{consumer}");
             self.client.publish_with_reply(subject, inbox.clone(), question.into()).await.map_err(unreachable)?;
@@ -421,7 +419,7 @@ async fn connect(settings: &Settings, link: Arc<Link>) -> Result<Client, EngineE
         .reconnect_delay_callback(move |_| if connected.load(Ordering::Relaxed) { pause } else { Duration::ZERO })
         .connection_timeout(settings.timeout)
         .request_timeout(None)
-        .subscription_capacity(SUBSCRIPTION_CAPACITY)
+        .subscription_capacity(settings.max_waiting.max(2))
         .client_capacity(COMMAND_CAPACITY)
         .ignore_discovered_servers()
         .event_callback(move |event| {

@@ -43,6 +43,9 @@ pub struct Settings {
     pub heartbeat: Duration,
     /// The longest time between two tries to connect; the first is after a tenth of a second. Default 5 s.
     pub max_backoff: Duration,
+    /// How many messages of one channel wait for whoever takes them from the connection, which never waits itself. Default
+    /// 4,096. More are dropped by the client library, which says so, and all logs are read.
+    pub max_waiting: usize,
     /// Subscriptions. Default 1,000,000. When it is passed, a subscription fails.
     pub max_subscriptions: usize,
 }
@@ -60,6 +63,7 @@ impl Settings {
             timeout: Duration::from_secs(2),
             heartbeat: Duration::from_secs(1),
             max_backoff: Duration::from_secs(5),
+            max_waiting: 4096,
             max_subscriptions: 1_000_000,
         }
     }
