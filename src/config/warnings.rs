@@ -44,8 +44,8 @@ pub fn all(config: &Config, main: &Source, places: &[(&Source, KeyPath)]) -> Vec
         warn(
             main,
             &root.join("backplane.engine"),
-            "nats: the server writes to its disk every `sync_interval`, 2m by default, so a power failure there takes \
-             entries that publishers were told are stored; set it to a time that you can bear",
+            "nats: unless its `sync_interval` says otherwise, the server writes to its disk every minute or two, so a \
+             power failure there takes entries that publishers were told are stored",
         );
     }
     for (index, upstream) in config.upstreams.iter().enumerate() {
