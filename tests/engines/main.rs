@@ -1,4 +1,4 @@
-//! Every engine of the backplane, held to one contract, and Redis to what happens to it: real processes on free ports.
+//! Every engine of the backplane, held to one contract, and Redis and NATS to what happens to them: real processes on free ports.
 
 mod cable;
 mod cluster;
