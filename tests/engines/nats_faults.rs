@@ -202,7 +202,7 @@ async fn a_subscription_that_is_open_and_dead_is_noticed_and_what_was_missed_is_
     cable.set_deaf(true);
     publish(&publisher, "a", "m2").await;
     let down = wait_for(&mut events, "down", |event| matches!(event, Event::Down(_))).await;
-    assert_eq!(down, Event::Down(EngineError::TimedOut), "it answers, but is not heard");
+    assert_eq!(down, Event::Down(EngineError::Deaf), "it answers, but is not heard");
     cable.set_deaf(false);
     wait_for(&mut events, "up", |event| matches!(event, Event::Up)).await;
     reader.until("m2").await;

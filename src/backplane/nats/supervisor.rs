@@ -15,6 +15,9 @@ const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 /// After so many heartbeats without an answer, or that did not come back, a session is lost.
 const MISSED_HEARTBEATS: u32 = 3;
 
+/// After so many that were answered and did not come back, too.
+const DEAF_HEARTBEATS: u32 = 2;
+
 /// Runs until it is dropped.
 pub async fn run(shared: Arc<Shared>) {
     let mut failures = 0;
@@ -96,9 +99,8 @@ async fn watch(shared: &Arc<Shared>, session: &Session) -> EngineError {
                 if let Some(at) = now.filter(|at| *at > heard) {
                     heard = at;
                     shared.beat(engine_ms, asked.elapsed());
-                } else if heard.elapsed() > deaf_after {
-                    // It answers, but what is stored does not arrive.
-                    return EngineError::TimedOut;
+                } else if heard.elapsed() > shared.settings.heartbeat.saturating_mul(DEAF_HEARTBEATS) {
+                    return EngineError::Deaf;
                 }
             }
             Err(error @ (EngineError::TimedOut | EngineError::Malformed { .. })) => {
