@@ -1,8 +1,8 @@
 //! The fan-out backplane's engines: logs of channels that every node of a region shares, read by position.
 //!
 //! [`position`] and [`recover`] are pure: what a reader's place in a log is, and what can be proven of it later.
-//! [`engine`] is the contract that an engine keeps; [`memory`] and [`redis`] keep it, and `tests/engines` holds every
-//! engine to the same cases.
+//! [`engine`] is the contract that an engine keeps; [`memory`], [`redis`] and [`rabbitmq`] keep it, and `tests/engines`
+//! holds every engine to the same cases.
 #![cfg_attr(
     not(test),
     deny(
@@ -24,6 +24,7 @@ pub mod link;
 pub mod memory;
 pub mod over_http;
 pub mod position;
+pub mod rabbitmq;
 pub mod recover;
 pub mod redis;
 pub mod rendered;

@@ -1,10 +1,12 @@
-//! Every engine of the backplane, held to one contract, and Redis to what happens to it: real processes on free ports.
+//! Every engine of the backplane, held to one contract, and those with servers to what happens to them: real processes on free ports.
 
 mod cluster;
 mod cluster_server;
 mod contract;
 mod faults;
 mod ingest;
+mod rabbit;
+mod rabbit_server;
 mod reader;
 mod sentinel;
 mod server;

@@ -76,7 +76,8 @@ enum Stand {
 pub(super) struct Local {
     pub(super) name: Channel,
     subscribers: BTreeMap<u64, Subscriber>,
-    /// Whether its numbers are this node's own; see [`Engine::is_foreign`](crate::backplane::engine::Engine::is_foreign).
+    /// Whether its numbers are this node's own; see
+    /// [`Engine::has_own_numbers`](crate::backplane::engine::Engine::has_own_numbers).
     is_foreign: bool,
     window: Window,
     /// The newest entry that was delivered here, or where pushing began; `None` while the engine does not push.

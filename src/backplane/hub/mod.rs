@@ -154,7 +154,7 @@ impl Hub {
 
     /// The channel's state, locked by the caller; made if there is none.
     fn find_or_make(&self, channel: &Channel) -> Arc<Mutex<Local>> {
-        let is_foreign = self.engine.is_foreign(channel);
+        let is_foreign = self.engine.has_own_numbers(channel);
         let make = || {
             let local = Local::new(channel.clone(), is_foreign, self.retention, self.budget.clone(), now());
             Arc::new(Mutex::new(local))

@@ -16,7 +16,7 @@ use tokio::sync::broadcast;
 
 use super::*;
 use crate::backplane::engine::{
-    Capabilities, EngineError, Event, History, Item, MessageId, PublishError, Published, ReadLimit, Slice,
+    Capabilities, Dedupe, EngineError, Event, History, Item, MessageId, PublishError, Published, ReadLimit, Slice,
 };
 use crate::backplane::position::{EntryId, Epoch, Place, Position, Region};
 use crate::backplane::recover::{Log, Mark, Recovery, Why};
@@ -208,6 +208,7 @@ impl Engine for Node {
         Capabilities {
             history: History::Engine,
             contiguous: true,
+            dedupe: Dedupe::Publish,
             dedupe_window: Duration::ZERO,
             retention: RETENTION,
             latest: false,
