@@ -132,7 +132,8 @@ impl Index {
         self.ms = self.ms.max(envelope.stamp_ms);
         self.expire(now_ms, settings);
         let Content::Item { channel, message, payload } = envelope.content else { return None };
-        let id = EntryId { ms: self.ms, seq: offset };
+        // `0-0` is no entry.
+        let id = EntryId { ms: self.ms.max(1), seq: offset };
         let window_ms = super::millis(settings.dedupe_window);
         let (is_whole, lineage) = (self.is_whole, &self.lineage);
         let make = || if is_whole { Log::new(born_under(lineage)) } else { Log::new(fresh()).uncounted() };

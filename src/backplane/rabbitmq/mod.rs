@@ -310,6 +310,11 @@ fn refused(code: &str) -> EngineError {
     EngineError::Refused { code: code.to_owned() }
 }
 
+/// The name of the stream that has a region's channel.
+pub fn stream_of(region: &Region, channel: &Channel) -> String {
+    stream(region, partition_of(channel))
+}
+
 /// The name of a region's stream.
 fn stream(region: &Region, nth: usize) -> String {
     format!("sg.{region}.{PARTITIONS}.{nth}")

@@ -36,8 +36,8 @@ const MAX_WAITING_READS: usize = 65_536;
 /// So many messages are acknowledged at once.
 const ACKNOWLEDGED_AT_ONCE: u16 = PREFETCH / 4;
 
-/// The pause before a stream is followed again.
-const PAUSE: Duration = Duration::from_millis(100);
+/// The longest pause before a stream is followed again: the first is that before the broker is connected to again.
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 /// A stream.
 #[derive(Debug)]
@@ -57,7 +57,13 @@ pub struct Partition {
 struct State {
     index: Index,
     is_live: bool,
-    needed_at: Instant,
+    needed_at: Option<Instant>,
+}
+
+impl State {
+    fn is_needed(&self, linger: Duration) -> bool {
+        self.index.subscriptions() > 0 || self.needed_at.is_some_and(|at| at.elapsed() < linger)
+    }
 }
 
 /// How far it has come, for those who wait.
@@ -105,7 +111,7 @@ impl Partition {
     pub fn new(stream: String, region: Region) -> Self {
         Self {
             stream,
-            state: Mutex::new(State { index: Index::new(region), is_live: false, needed_at: Instant::now() }),
+            state: Mutex::new(State { index: Index::new(region), is_live: false, needed_at: None }),
             stand: watch::Sender::new(Stand::NotLive(None)),
             wanted: Notify::new(),
             published: Mutex::default(),
@@ -124,7 +130,7 @@ impl Partition {
         loop {
             {
                 let mut state = self.state.lock();
-                state.needed_at = Instant::now();
+                state.needed_at = Some(Instant::now());
                 if state.is_live {
                     return Ok(work(&mut state.index));
                 }
@@ -173,6 +179,7 @@ impl Partition {
     /// Follows the stream whenever it is needed, for ever.
     pub async fn run(&self, shared: &Shared) {
         let mut sessions = shared.session.subscribe();
+        let mut failures = 0;
         loop {
             while !self.is_needed(shared) {
                 self.wanted.notified().await;
@@ -184,29 +191,30 @@ impl Partition {
                 ended = self.follow(shared, &session) => ended,
                 () = session.lost() => Err(EngineError::Unreachable),
             };
-            self.not_live(ended.as_ref().err());
+            let was_live = self.not_live(ended.as_ref().err());
             if ended.is_err() {
-                tokio::time::sleep(PAUSE).await;
+                failures = if was_live { 1 } else { failures + 1 };
+                tokio::time::sleep(super::backoff(failures, LONGEST_PAUSE)).await;
             }
         }
     }
 
     fn is_needed(&self, shared: &Shared) -> bool {
-        let state = self.state.lock();
-        state.index.subscriptions() > 0 || state.needed_at.elapsed() < shared.settings.linger
+        self.state.lock().is_needed(shared.settings.linger)
     }
 
-    fn not_live(&self, why: Option<&EngineError>) {
-        {
+    /// Says whether it was.
+    fn not_live(&self, why: Option<&EngineError>) -> bool {
+        let was_live = {
             let mut state = self.state.lock();
-            state.is_live = false;
             // Under the lock: who waits for one must find the other.
             self.stand.send_replace(Stand::NotLive(why.cloned()));
-        }
+            std::mem::take(&mut state.is_live)
+        };
         // Who waits hears that nothing is known.
         self.published.lock().clear();
-        let mut probes = self.probes.lock();
-        *probes = Probes::default();
+        *self.probes.lock() = Probes::default();
+        was_live
     }
 
     /// Follows the stream until that comes to an end; without an error if nobody needs it any more.
@@ -343,7 +351,7 @@ impl Partition {
     /// Forgets what nobody needs; `false` if somebody came.
     fn let_go(&self, shared: &Shared) -> bool {
         let mut state = self.state.lock();
-        if state.index.subscriptions() > 0 || state.needed_at.elapsed() < shared.settings.linger {
+        if state.is_needed(shared.settings.linger) {
             return false;
         }
         state.is_live = false;

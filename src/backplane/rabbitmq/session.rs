@@ -166,10 +166,10 @@ impl Session {
         let connection = &self.consuming.connection;
         let channel = connection.create_channel().await.map_err(error)?;
         let options = QueueDeclareOptions { passive: true, durable: true, ..QueueDeclareOptions::default() };
-        match channel.queue_declare(stream.into(), options, FieldTable::default()).await.map_err(error) {
+        match channel.queue_declare(stream.into(), options, FieldTable::default()).await {
             Ok(_) => return Ok(channel),
-            Err(error) if wire::is_not_found(&error) => {}
-            Err(error) => return Err(error),
+            Err(error) if wire::is_absent(&error) => {}
+            Err(error) => return Err(wire::error(&error)),
         }
         // The refusal has closed the channel.
         let channel = connection.create_channel().await.map_err(error)?;

@@ -32,9 +32,13 @@ fn refused(text: &str) -> EngineError {
     EngineError::Refused { code: if code.is_empty() { "REFUSED".to_owned() } else { code } }
 }
 
-/// Whether it says that there is no such queue.
-pub fn is_not_found(error: &EngineError) -> bool {
-    matches!(error, EngineError::Refused { code } if code == "NOT_FOUND")
+/// Whether it says that there is no such queue. One that is there and cannot be reached has the same code.
+pub fn is_absent(error: &lapin::Error) -> bool {
+    matches!(error.kind(), ErrorKind::ProtocolError(said) if says_absent(said.get_message().as_str()))
+}
+
+fn says_absent(text: &str) -> bool {
+    text.starts_with("NOT_FOUND - no queue ")
 }
 
 /// Where in its stream a message is; `None` if it came from a queue that is no stream.
@@ -59,6 +63,8 @@ mod tests {
         assert_eq!(code("NOT_FOUND - no queue 'x' in vhost '/'"), "NOT_FOUND");
         assert_eq!(code("something else"), "REFUSED");
         assert_eq!(code(&"A".repeat(100)), "A".repeat(32));
-        assert!(is_not_found(&refused("NOT_FOUND - no queue")));
+        assert!(says_absent("NOT_FOUND - no queue 'x' in vhost '/'"));
+        let down = "NOT_FOUND - home node 'a@b' of durable queue 'x' in vhost '/' is down or inaccessible";
+        assert_eq!((code(down).as_str(), says_absent(down)), ("NOT_FOUND", false));
     }
 }
