@@ -11,7 +11,7 @@ use super::model::{Backplane, EngineKind, GripSignature, Publish};
 use super::ranges;
 use super::raw_backplane::{RawBackplane, RawEngine, RawHistory, RawPublish};
 use super::units::{Count, Size};
-use super::{build_redis, files};
+use super::{build_rabbitmq, build_redis, files};
 use crate::backplane::engine::{DEDUPE_WINDOW, Retention};
 use crate::backplane::position::Region;
 use crate::grip::signature::{SigningKey, VerifyingKey};
@@ -59,6 +59,9 @@ fn engine(raw: &RawEngine, base: &KeyPath, report: &mut Report<'_>) -> Option<En
     match raw {
         RawEngine::Name(_) => Some(EngineKind::Memory),
         RawEngine::Redis(raw) => build_redis::build(&raw.redis, &base.key("redis"), report).map(EngineKind::Redis),
+        RawEngine::RabbitMq(raw) => {
+            build_rabbitmq::build(&raw.rabbitmq, &base.key("rabbitmq"), report).map(EngineKind::RabbitMq)
+        }
     }
 }
 
@@ -185,7 +188,7 @@ rules:
             let loaded = read(&format!("backplane: {{ engine: {{ redis: {redis} }} }}")).expect("sound");
             match loaded.config.backplane.expect("written").engine {
                 EngineKind::Redis(access) => access,
-                EngineKind::Memory => panic!("no Redis"),
+                EngineKind::Memory | EngineKind::RabbitMq(_) => panic!("no Redis"),
             }
         };
         let urls = vec!["rediss://a:26379".to_owned(), "rediss://b:26379".to_owned()];
@@ -200,6 +203,23 @@ rules:
         let access = engine(&format!("{{ cluster: {{ urls: {written} }}, password_file: a.key }}"));
         assert_eq!(access.servers, Servers::Cluster { urls });
         assert_eq!(access.credentials.password.as_deref(), Some("0123456789abcdef"));
+    }
+
+    #[test]
+    fn a_rabbitmq_is_a_url_and_who_we_are_there() {
+        let of = |written: &str| {
+            let loaded = read(&format!("backplane: {{ engine: {{ rabbitmq: {written} }} }}")).expect("sound");
+            assert!(loaded.warnings.iter().any(|warning| warning.path == "backplane.engine.rabbitmq"));
+            match loaded.config.backplane.expect("written").engine {
+                EngineKind::RabbitMq(access) => access,
+                other => panic!("{other:?}"),
+            }
+        };
+        let plain = of("{ url: \"amqp://a:5672\" }");
+        assert_eq!((plain.url.as_str(), plain.username, plain.password), ("amqp://a:5672", None, None));
+        let access = of("{ url: \"amqps://a/chat\", username: u, password_file: a.key }");
+        let known = (access.username.as_deref(), access.password.as_deref());
+        assert_eq!(known, (Some("u"), Some("0123456789abcdef")));
     }
 
     #[test]
@@ -249,6 +269,34 @@ rules:
             (
                 "backplane: { engine: { redis: { url: \"redis://a:1\", shards: [] } } }",
                 "backplane.engine.redis.shards: unknown key",
+            ),
+            (
+                "backplane: { engine: { rabbitmq: { username: u } } }",
+                "backplane.engine.rabbitmq.url: this key is missing",
+            ),
+            (
+                "backplane: { engine: { rabbitmq: { url: \"amqp://u:secret@a:1\" } } }",
+                "backplane.engine.rabbitmq.url: a URL with a user; allowed: amqp://HOST:PORT/VHOST",
+            ),
+            (
+                "backplane: { engine: { rabbitmq: { url: \"amqp://a:1?heartbeat=1\" } } }",
+                "backplane.engine.rabbitmq.url: \"amqp://a:1?heartbeat=1\"; allowed",
+            ),
+            (
+                "backplane: { engine: { rabbitmq: { url: \"redis://a:1\" } } }",
+                "backplane.engine.rabbitmq.url: \"redis://a:1\"; allowed",
+            ),
+            (
+                "backplane: { engine: { rabbitmq: { url: \"amqp://a:1\", password_file: none } } }",
+                "backplane.engine.rabbitmq.password_file: \"none\"; allowed: a file that can be read",
+            ),
+            (
+                "backplane: { engine: { rabbitmq: { url: \"amqp://a:1\", stream: x } } }",
+                "backplane.engine.rabbitmq.stream: unknown key",
+            ),
+            (
+                "backplane: { engine: { rabbitmq: { url: \"amqp://a\" } }, ingest: [{ streams: a, data_field: b }] }",
+                "backplane.ingest: streams of a Redis; allowed: only with an engine that is one Redis server",
             ),
             (
                 "backplane: { history: { max_messages: 0 } }",

@@ -7,6 +7,7 @@
 mod build;
 mod build_backplane;
 mod build_proxy;
+mod build_rabbitmq;
 mod build_redis;
 mod build_rule;
 mod build_tls;

@@ -14,6 +14,7 @@ use super::effective::Effective;
 use crate::backplane::engine::{DEDUPE_WINDOW, Retention};
 use crate::backplane::hub::InboxLimit;
 use crate::backplane::position::Region;
+use crate::backplane::rabbitmq;
 use crate::backplane::redis::{Credentials, IngestRule, Servers};
 use crate::grip::signature::{SigningKey, VerifyingKey};
 use crate::policy::client_address::{Source, TrustedProxies};
@@ -275,6 +276,8 @@ pub enum EngineKind {
     Memory,
     /// In Redis.
     Redis(RedisAccess),
+    /// In RabbitMQ.
+    RabbitMq(rabbitmq::Access),
 }
 
 /// The servers of a Redis engine, and how they are reached.
@@ -293,6 +296,7 @@ impl fmt::Debug for EngineKind {
         match self {
             Self::Memory => f.write_str("Memory"),
             Self::Redis(access) => write!(f, "Redis({:?})", access.servers),
+            Self::RabbitMq(access) => write!(f, "RabbitMq({:?})", access.url),
         }
     }
 }

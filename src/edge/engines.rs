@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::backplane::engine::Engine;
 use crate::backplane::memory::{self, MemoryEngine};
 use crate::backplane::position::{PositionError, Region};
+use crate::backplane::rabbitmq::{self, RabbitEngine};
 use crate::backplane::redis::{self, RedisEngine};
 use crate::config::{Backplane, EngineKind};
 
@@ -30,6 +31,10 @@ pub fn start(kind: &EngineKind, region: Region, config: &Backplane) -> Result<Ar
                 ..redis::Settings::new(access.servers.clone())
             };
             Arc::new(RedisEngine::start(region, settings))
+        }
+        EngineKind::RabbitMq(access) => {
+            let settings = rabbitmq::Settings { retention, dedupe_window, ..rabbitmq::Settings::new(access.clone()) };
+            Arc::new(RabbitEngine::start(region, settings))
         }
     })
 }

@@ -109,7 +109,7 @@ mod tests {
         for length in 0..names {
             assert_eq!(Envelope::decode(Bytes::copy_from_slice(&whole[..length])), None, "{length}");
         }
-        for (at, byte) in [(0, b'S'), (3, 2), (20, 0), (21, 0), (22, 0xff)] {
+        for (at, byte) in [(0, b'S'), (3, 2), (20, 0xff), (21, 0), (22, 0xff)] {
             let mut other = whole.clone();
             other[at] = byte;
             assert_eq!(Envelope::decode(other.into()), None, "{at}");

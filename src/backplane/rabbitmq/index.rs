@@ -90,6 +90,8 @@ impl Index {
         }
         if is_other && let Some((offset, _)) = self.last {
             self.other = Some(EntryId { ms: self.ms, seq: offset }.max(self.other.unwrap_or_default()));
+            // Offsets begin anew: with a time that is later no id is given out twice, also where clocks stand behind.
+            self.ms += 1;
         }
         *self = Self {
             logs: kept,

@@ -56,7 +56,7 @@ mod tests {
 
     #[test]
     fn a_refusal_has_the_brokers_code() {
-        let code = |text| match refused(text) {
+        let code = |text: &str| match refused(text) {
             EngineError::Refused { code } => code,
             other => panic!("{other}"),
         };
