@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use async_rs::Runtime;
 use async_rs::traits::{Executor, Reactor, RuntimeKit};
 use async_rs::util::Task;
-use futures_util::Stream;
+use futures_util::{Stream, TryFutureExt as _};
 use lapin::tcp::AsyncTcpStream;
 use lapin::uri::{AMQPScheme, AMQPUri};
 use lapin::{Connection, ConnectionProperties};
@@ -171,6 +171,6 @@ impl Reactor for Kit {
         &self,
         address: SocketAddr,
     ) -> impl Future<Output = io::Result<Self::TcpStream>> + Send + 'static {
-        async move { TcpStream::connect(address).await.map(boxed) }
+        TcpStream::connect(address).map_ok(boxed)
     }
 }
