@@ -18,15 +18,14 @@ use socket2::{SockRef, Socket};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
-use tokio_rustls::rustls::ClientConfig;
+use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::ServerName;
+use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 use tokio_util::compat::{Compat, TokioAsyncReadCompatExt as _};
 
 use super::super::engine::EngineError;
 use super::settings::Settings;
 use super::wire;
-use crate::tls::client::ClientFiles;
-use crate::tls::reload::Source as _;
 
 /// How often each side says that it lives, in seconds, if it has nothing else to say. The broker lets go of who was silent
 /// for twice as long.
@@ -89,11 +88,19 @@ pub async fn dial(settings: &Settings) -> Result<Link, EngineError> {
     Ok(Link { connection, _closing: closing })
 }
 
+/// Verified by the CAs of the system.
 fn client_config() -> Result<Arc<ClientConfig>, EngineError> {
-    let client = ClientFiles::default().load().map_err(|_| wire::malformed("the system's CA certificates"))?;
-    let mut config = (*client.config).clone();
-    // AMQP has no name there.
-    config.alpn_protocols = Vec::new();
+    let mut store = RootCertStore::empty();
+    // Those that cannot be parsed are left out.
+    store.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    if store.is_empty() {
+        return Err(wire::malformed("the system's CA certificates"));
+    }
+    let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(|_| wire::malformed("the versions of TLS"))?
+        .with_root_certificates(store)
+        .with_no_client_auth();
     Ok(Arc::new(config))
 }
 
