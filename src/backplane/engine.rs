@@ -84,16 +84,21 @@ pub trait Engine: fmt::Debug + Send + Sync {
     /// Nothing was changed; it can be tried again.
     async fn read(&self, channel: &Channel, after: Option<&Position>, limit: ReadLimit) -> Result<Slice, EngineError>;
 
-    /// Whether a channel is a stream that somebody else fills.
-    ///
-    /// The entries of such a stream have ids and no numbers: this node numbers what it sees of it, without a hole, so that
-    /// it can be delivered as any log is. Numbers and epochs mean nothing to another node, or to this one after the
-    /// subscription has ended; a place is proven by the presence of the entry with its id alone.
+    /// Whether a channel is a stream that somebody else fills: it is not published to here.
     fn is_foreign(&self, _channel: &Channel) -> bool {
         false
     }
 
-    /// Reads what a foreign channel has up to the entry at `to`, which is the last one given: as far back as channels are
+    /// Whether the numbers of a channel are this node's own, as those of every foreign channel are.
+    ///
+    /// The entries of such a channel have ids and no numbers: this node numbers what it sees of it, without a hole, so that
+    /// it can be delivered as any log is. Numbers and epochs mean nothing to another node, or to this one after the
+    /// subscription has ended; a place is proven by the presence of the entry with its id alone.
+    fn has_own_numbers(&self, channel: &Channel) -> bool {
+        self.is_foreign(channel)
+    }
+
+    /// Reads what a channel whose numbers are this node's own has up to the entry at `to`, which is the last one given: as far back as channels are
     /// kept, numbered to end with `to`. Nothing, if that entry is not there.
     ///
     /// # Errors
@@ -266,12 +271,24 @@ pub struct Capabilities {
     pub history: History,
     /// Whether numbers have no holes, so that one that is missing proves a loss.
     pub contiguous: bool,
+    /// Where a message whose id was published before is dropped.
+    pub dedupe: Dedupe,
     /// How long a message's id is remembered.
     pub dedupe_window: Duration,
     /// What is kept of each channel.
     pub retention: Retention,
     /// Whether it keeps the newest entry of each key; see [`Engine::latest`].
     pub latest: bool,
+}
+
+/// Where a message whose id was published before is dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dedupe {
+    /// By the engine, as it is published: it is stored once.
+    Publish,
+    /// By each node, as it is delivered: copies may be stored, and take their room there. All nodes drop the same ones, as
+    /// long as each has room for the ids of the whole window.
+    Delivery,
 }
 
 /// Who keeps entries.

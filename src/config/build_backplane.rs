@@ -11,7 +11,7 @@ use super::model::{Backplane, EngineKind, GripSignature, Publish};
 use super::ranges;
 use super::raw_backplane::{RawBackplane, RawEngine, RawHistory, RawPublish};
 use super::units::{Count, Size};
-use super::{build_nats, build_redis, files};
+use super::{build_nats, build_rabbitmq, build_redis, files};
 use crate::backplane::engine::{DEDUPE_WINDOW, Retention};
 use crate::backplane::position::{MAX_REGIONS, Region};
 use crate::grip::signature::{SigningKey, VerifyingKey};
@@ -128,6 +128,9 @@ fn engine(raw: &RawEngine, base: &KeyPath, report: &mut Report<'_>) -> Option<En
         RawEngine::Name(_) => Some(EngineKind::Memory),
         RawEngine::Redis(raw) => build_redis::build(&raw.redis, &base.key("redis"), report).map(EngineKind::Redis),
         RawEngine::Nats(raw) => build_nats::build(&raw.nats, &base.key("nats"), report).map(EngineKind::Nats),
+        RawEngine::RabbitMq(raw) => {
+            build_rabbitmq::build(&raw.rabbitmq, &base.key("rabbitmq"), report).map(EngineKind::RabbitMq)
+        }
     }
 }
 
@@ -308,6 +311,23 @@ rules:
     }
 
     #[test]
+    fn a_rabbitmq_is_a_url_and_who_we_are_there() {
+        let of = |written: &str| {
+            let loaded = read(&format!("backplane: {{ engine: {{ rabbitmq: {written} }} }}")).expect("sound");
+            assert!(loaded.warnings.iter().any(|warning| warning.path == "backplane.engine.rabbitmq"));
+            match loaded.config.backplane.expect("written").engine {
+                EngineKind::RabbitMq(access) => access,
+                other => panic!("{other:?}"),
+            }
+        };
+        let plain = of("{ url: \"amqp://a:5672\" }");
+        assert_eq!((plain.url.as_str(), plain.username, plain.password), ("amqp://a:5672", None, None));
+        let access = of("{ url: \"amqps://a/chat\", username: u, password_file: a.key }");
+        let known = (access.username.as_deref(), access.password.as_deref());
+        assert_eq!(known, (Some("u"), Some("0123456789abcdef")));
+    }
+
+    #[test]
     fn faults_name_their_key() {
         for (text, expected) in [
             ("backplane: { region: \"E U\" }", "backplane.region: \"E U\"; allowed: 1 to 32 lower-case letters"),
@@ -394,6 +414,34 @@ rules:
             (
                 "backplane: { engine: { nats: { url: \"nats://a:1\" } }, ingest: [{ streams: a, data_field: b }] }",
                 "backplane.ingest: streams of a Redis; allowed: only with",
+            ),
+            (
+                "backplane: { engine: { rabbitmq: { username: u } } }",
+                "backplane.engine.rabbitmq.url: this key is missing",
+            ),
+            (
+                "backplane: { engine: { rabbitmq: { url: \"amqp://u:secret@a:1\" } } }",
+                "backplane.engine.rabbitmq.url: a URL with a user; allowed: amqp://HOST:PORT/VHOST",
+            ),
+            (
+                "backplane: { engine: { rabbitmq: { url: \"amqp://a:1?heartbeat=1\" } } }",
+                "backplane.engine.rabbitmq.url: \"amqp://a:1?heartbeat=1\"; allowed",
+            ),
+            (
+                "backplane: { engine: { rabbitmq: { url: \"redis://a:1\" } } }",
+                "backplane.engine.rabbitmq.url: \"redis://a:1\"; allowed",
+            ),
+            (
+                "backplane: { engine: { rabbitmq: { url: \"amqp://a:1\", password_file: none } } }",
+                "backplane.engine.rabbitmq.password_file: \"none\"; allowed: a file that can be read",
+            ),
+            (
+                "backplane: { engine: { rabbitmq: { url: \"amqp://a:1\", stream: x } } }",
+                "backplane.engine.rabbitmq.stream: unknown key",
+            ),
+            (
+                "backplane: { engine: { rabbitmq: { url: \"amqp://a\" } }, ingest: [{ streams: a, data_field: b }] }",
+                "backplane.ingest: streams of a Redis; allowed: only with an engine that is one Redis server",
             ),
             (
                 "backplane: { history: { max_messages: 0 } }",

@@ -41,7 +41,7 @@ pub(super) fn ingest(
     let has_streams = match engine {
         // It has a fault already.
         None => true,
-        Some(EngineKind::Memory | EngineKind::Nats(_)) => false,
+        Some(EngineKind::Memory | EngineKind::Nats(_) | EngineKind::RabbitMq(_)) => false,
         Some(EngineKind::Redis(access)) => !matches!(access.servers, Servers::Cluster { .. }),
     };
     if !raw.is_empty() && !has_streams {

@@ -8,6 +8,7 @@ mod build;
 mod build_backplane;
 mod build_nats;
 mod build_proxy;
+mod build_rabbitmq;
 mod build_redis;
 mod build_rule;
 mod build_tls;

@@ -15,6 +15,7 @@ use crate::backplane::engine::{DEDUPE_WINDOW, Retention};
 use crate::backplane::hub::InboxLimit;
 use crate::backplane::nats;
 use crate::backplane::position::Region;
+use crate::backplane::rabbitmq;
 use crate::backplane::redis::{Credentials, IngestRule, Servers};
 use crate::grip::signature::{SigningKey, VerifyingKey};
 use crate::policy::client_address::{Source, TrustedProxies};
@@ -287,6 +288,8 @@ pub enum EngineKind {
     Redis(RedisAccess),
     /// In NATS JetStream.
     Nats(NatsAccess),
+    /// In RabbitMQ.
+    RabbitMq(rabbitmq::Access),
 }
 
 /// The servers of a NATS engine, and how they are reached.
@@ -317,6 +320,7 @@ impl fmt::Debug for EngineKind {
             Self::Memory => f.write_str("Memory"),
             Self::Redis(access) => write!(f, "Redis({:?})", access.servers),
             Self::Nats(access) => write!(f, "Nats({:?})", access.urls),
+            Self::RabbitMq(access) => write!(f, "RabbitMq({:?})", access.url),
         }
     }
 }

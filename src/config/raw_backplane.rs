@@ -61,6 +61,8 @@ pub enum RawEngine {
     Redis(RawRedisEngine),
     /// In NATS.
     Nats(RawNatsEngine),
+    /// In RabbitMQ.
+    RabbitMq(RawRabbitMqEngine),
 }
 
 /// In this process.
@@ -122,6 +124,28 @@ pub struct RawRedis {
     /// The user. Default: Redis's `default`.
     pub username: Option<String>,
     /// A file with the password. Default: none.
+    pub password_file: Option<String>,
+}
+
+/// In RabbitMQ.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawRabbitMqEngine {
+    /// The broker. Required.
+    pub rabbitmq: RawRabbitMq,
+}
+
+/// The broker of a RabbitMQ engine.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+#[schemars(extend("required" = ["url"]))]
+pub struct RawRabbitMq {
+    /// `amqp://HOST:PORT/VHOST`, or `amqps://HOST:PORT/VHOST` for TLS. Without a path the virtual host is `/`. Required.
+    /// No password in it: see `password_file`.
+    pub url: Option<String>,
+    /// The user. Default: RabbitMQ's `guest`.
+    pub username: Option<String>,
+    /// A file with the password. Default: none, and the password is `guest`.
     pub password_file: Option<String>,
 }
 

@@ -48,6 +48,14 @@ pub fn all(config: &Config, main: &Source, places: &[(&Source, KeyPath)]) -> Vec
              power failure there takes entries that publishers were told are stored",
         );
     }
+    if config.backplane.as_ref().is_some_and(|backplane| matches!(backplane.engine, EngineKind::RabbitMq(_))) {
+        warn(
+            main,
+            &root.join("backplane.engine.rabbitmq"),
+            "RabbitMQ stores every copy of a publication: gateways drop those within `dedupe_window` as they deliver, \
+             while they have room for its ids; `history` is a bound of each gateway's, and a new stream keeps 1 GiB",
+        );
+    }
     for (index, upstream) in config.upstreams.iter().enumerate() {
         if !config.rules.iter().any(|rule| rule.action.upstream() == Some(index)) {
             let message = format!("no rule uses the upstream `{}`", upstream.name);

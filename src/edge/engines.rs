@@ -6,6 +6,7 @@ use crate::backplane::engine::Engine;
 use crate::backplane::memory::{self, MemoryEngine};
 use crate::backplane::nats::{self, NatsEngine};
 use crate::backplane::position::{PositionError, Region};
+use crate::backplane::rabbitmq::{self, RabbitEngine};
 use crate::backplane::redis::{self, RedisEngine};
 use crate::config::{Backplane, EngineKind};
 
@@ -41,6 +42,10 @@ pub fn start(kind: &EngineKind, region: Region, config: &Backplane) -> Result<Ar
                 ..nats::Settings::new(access.urls.clone())
             };
             Arc::new(NatsEngine::start(region, settings))
+        }
+        EngineKind::RabbitMq(access) => {
+            let settings = rabbitmq::Settings { retention, dedupe_window, ..rabbitmq::Settings::new(access.clone()) };
+            Arc::new(RabbitEngine::start(region, settings))
         }
     })
 }

@@ -9,12 +9,14 @@ use sluicegate::backplane::engine::{Engine, EngineError, ReadLimit, Retention, S
 use sluicegate::backplane::memory::{self, MemoryEngine};
 use sluicegate::backplane::nats::{self, NatsEngine};
 use sluicegate::backplane::position::{EntryId, Place, Position};
+use sluicegate::backplane::rabbitmq::{self, RabbitEngine};
 use sluicegate::backplane::recover::{Recovery, ReplayLimit, Why};
 use sluicegate::backplane::redis::{RedisEngine, Servers, Settings};
 use sluicegate::backplane::sink::{Delivery, SinkLimit, sink};
 
 use super::cluster_server::Cluster;
 use super::nats_server::NatsServer;
+use super::rabbit_server::shared_url;
 use super::reader::Reader;
 use super::server::Server;
 use super::{ALL, Wish, channel, eventually, item, publish, region, try_publish};
@@ -43,6 +45,28 @@ pub async fn over_cluster(wish: Wish) -> Made {
     let cluster = Cluster::start(false);
     let engine = connect(Servers::Cluster { urls: cluster.urls() }, wish).await;
     Made { engine, _servers: Some(Box::new(cluster)) }
+}
+
+/// Each in a virtual host of its own of one server.
+pub async fn over_rabbit(wish: Wish) -> Made {
+    let url = tokio::task::spawn_blocking(shared_url).await.expect("it starts");
+    Made { engine: connect_rabbit(url, wish).await, _servers: None }
+}
+
+/// An engine over RabbitMQ that is connected.
+pub async fn connect_rabbit(url: String, wish: Wish) -> Arc<dyn Engine> {
+    let Wish { retention, dedupe_window } = wish;
+    let access = rabbitmq::Access { url, username: None, password: None };
+    let settings = rabbitmq::Settings {
+        retention,
+        dedupe_window,
+        heartbeat: Duration::from_millis(200),
+        max_backoff: Duration::from_millis(400),
+        ..rabbitmq::Settings::new(access)
+    };
+    let engine = RabbitEngine::start(region(), settings);
+    eventually("it connects", async || engine.status().ok()).await;
+    Arc::new(engine)
 }
 
 /// An engine that is connected.
@@ -99,6 +123,9 @@ macro_rules! contract {
         }
         mod cluster_engine {
             $(#[tokio::test] async fn $case() { super::$case(super::over_cluster).await })*
+        }
+        mod rabbit_engine {
+            $(#[tokio::test] async fn $case() { super::$case(super::over_rabbit).await })*
         }
     };
 }
@@ -289,6 +316,9 @@ async fn the_log_is_trimmed_by_count_exactly_and_resumed_at_each_boundary<F: Fut
         }
     }
     let newest = &positions[30];
+    if made.engine.has_own_numbers(&channel("a")) {
+        return forged_places_where_the_id_alone_counts(&made, &positions).await;
+    }
     for (forged, what) in [
         (Position { n: 31, ..newest.clone() }, "ahead"),
         (Position { id: EntryId { ms: newest.id.ms, seq: newest.id.seq + 1 }, ..newest.clone() }, "another id"),
@@ -299,6 +329,39 @@ async fn the_log_is_trimmed_by_count_exactly_and_resumed_at_each_boundary<F: Fut
         let slice = made.engine.read(&channel("a"), Some(&forged), ALL).await.unwrap();
         let recovery = slice.recover(&Place::After(forged), REPLAY);
         assert_eq!(recovery, Recovery::Gap(Why::Lineage), "{what}");
+    }
+}
+
+/// Of entries 21 to 30, which are retained. Each is read at an engine that has just read another.
+async fn forged_places_where_the_id_alone_counts(made: &Made, positions: &[Position]) {
+    let newest = &positions[30];
+    let unknown = EntryId { ms: newest.id.ms, seq: newest.id.seq + 1 };
+    for (forged, missed, what) in [
+        (Position { n: 31, ..newest.clone() }, Ok(0), "another number"),
+        (Position { epoch: "x".parse_epoch(), ..positions[25].clone() }, Ok(5), "another epoch"),
+        (
+            Position { epoch: "y".parse_epoch(), n: 2, ..positions[29].clone() },
+            Ok(1),
+            "a number too low for what is before",
+        ),
+        (Position { id: unknown, ..newest.clone() }, Err(Why::Lineage), "another id"),
+        (Position { epoch: "z".parse_epoch(), id: unknown, ..newest.clone() }, Err(Why::Lineage), "all of it"),
+        (Position { epoch: "x".parse_epoch(), ..positions[20].clone() }, Err(Why::Trimmed), "what was trimmed"),
+    ] {
+        let slice = made.engine.read(&channel("a"), Some(&forged), ALL).await.unwrap();
+        let recovery = slice.recover(&Place::After(forged.clone()), REPLAY);
+        match missed {
+            Ok(missed) => {
+                assert_eq!(recovery, Recovery::Replay { from: forged.n + 1, to: forged.n + missed }, "{what}");
+                let expected = positions[(31 - missed as usize)..].iter().map(|position| position.id);
+                assert!(slice.entries.iter().map(|entry| entry.position.id).eq(expected), "{what}");
+            }
+            Err(why) => assert_eq!(recovery, Recovery::Gap(why), "{what}"),
+        }
+        // What is published behind it follows on it.
+        let again = made.engine.read(&channel("a"), Some(&slice.top), ALL).await.unwrap();
+        let nothing = Recovery::Replay { from: slice.top.n + 1, to: slice.top.n };
+        assert_eq!(again.recover(&Place::After(slice.top), REPLAY), nothing, "{what}");
     }
 }
 

@@ -1,4 +1,4 @@
-//! Every engine of the backplane, held to one contract, and Redis and NATS to what happens to them: real processes on free ports.
+//! Every engine of the backplane, held to one contract, and those with servers to what happens to them: real processes on free ports.
 
 mod cable;
 mod cluster;
@@ -10,6 +10,8 @@ mod nats_cluster;
 mod nats_faults;
 mod nats_limits;
 mod nats_server;
+mod rabbit;
+mod rabbit_server;
 mod reader;
 mod sentinel;
 mod server;

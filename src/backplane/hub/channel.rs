@@ -188,7 +188,7 @@ impl Local {
         let times = self.logs.iter().filter_map(|of| Some(of.clock.to_node(at(of)?.id.ms)));
         let latest = times.max();
         let of_log = |(nth, of): (usize, &OfRegion)| match (at(of), latest) {
-            (Some(position), _) if of.log.is_foreign => Want::Entry(position.id),
+            (Some(position), _) if of.log.own_numbers => Want::Entry(position.id),
             (Some(position), _) => Want::Place(Place::After(position.clone())),
             (None, Some(latest)) => Want::Since(of.clock.to_engine(latest).saturating_sub(MARGIN_MS)),
             // Of regions that nobody reads here: nothing can be proven.
@@ -360,7 +360,7 @@ impl Local {
         let Some(log) = self.log_mut(at) else { return };
         let Some(last) = &log.last else { return };
         // Where nobody numbers the entries, an id tells more than a number does.
-        if log.is_foreign && entry.position.id <= last.id {
+        if log.own_numbers && entry.position.id <= last.id {
             metrics.duplicates.inc();
             return;
         }

@@ -197,7 +197,7 @@ impl Hub {
         let home = (self.homes)(channel);
         let of_region = |(nth, region): (usize, &OfHub)| {
             let (engine, budget) = (&region.engine, self.budget.clone());
-            let log = Log::new(engine.is_foreign(channel), engine.capabilities().retention, budget);
+            let log = Log::new(engine.has_own_numbers(channel), engine.capabilities().retention, budget);
             OfRegion { region: region.name.clone(), nth, clock: region.clock.clone(), log }
         };
         let read = self.regions.iter().enumerate().filter(|(nth, _)| home.is_none_or(|home| home == *nth));

@@ -16,7 +16,8 @@ use tokio::sync::broadcast;
 
 use super::*;
 use crate::backplane::engine::{
-    Capabilities, EngineError, Event, History, Item, MessageId, PublishError, Published, ReadLimit, Retention, Slice,
+    Capabilities, Dedupe, EngineError, Event, History, Item, MessageId, PublishError, Published, ReadLimit, Retention,
+    Slice,
 };
 use crate::backplane::position::{EntryId, Epoch, Place, Position, Region};
 use crate::backplane::recover::{Log, Mark, Recovery, Why};
@@ -211,6 +212,7 @@ impl Engine for Node {
         Capabilities {
             history: History::Engine,
             contiguous: true,
+            dedupe: Dedupe::Publish,
             dedupe_window: Duration::from_secs(3600),
             retention: RETENTION,
             latest: false,

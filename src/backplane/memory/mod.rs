@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use self::ring::Ring;
 use super::engine::{
-    Capabilities, Channel, DEDUPE_WINDOW, EVENTS_KEPT, Engine, EngineError, Event, History, Item, LOG_LIFE,
+    Capabilities, Channel, DEDUPE_WINDOW, Dedupe, EVENTS_KEPT, Engine, EngineError, Event, History, Item, LOG_LIFE,
     PublishError, Published, ReadLimit, Retention, Scope, Slice,
 };
 use super::position::{Epoch, Position, PositionError, Region};
@@ -192,6 +192,7 @@ impl Engine for MemoryEngine {
         Capabilities {
             history: History::Process,
             contiguous: true,
+            dedupe: Dedupe::Publish,
             dedupe_window: self.settings.dedupe_window,
             retention: self.settings.retention,
             latest: false,

@@ -41,8 +41,8 @@ use self::session::Session;
 pub use self::settings::{Credentials, Settings};
 use self::tails::Tails;
 use super::engine::{
-    Capabilities, Channel, EVENTS_KEPT, Engine, EngineError, Event, History, Item, PublishError, Published, ReadLimit,
-    Scope, Slice,
+    Capabilities, Channel, Dedupe, EVENTS_KEPT, Engine, EngineError, Event, History, Item, PublishError, Published,
+    ReadLimit, Scope, Slice,
 };
 use super::position::{Epoch, Position, Region};
 use super::recover::Log;
@@ -176,6 +176,7 @@ impl Engine for NatsEngine {
         Capabilities {
             history: History::Engine,
             contiguous: true,
+            dedupe: Dedupe::Publish,
             dedupe_window: self.shared.settings.dedupe_window,
             retention: self.shared.settings.retention,
             latest: false,

@@ -44,8 +44,8 @@ use self::session::{Link, Session, Target};
 pub use self::settings::{Credentials, Servers, Settings};
 use self::witness::Witness;
 use super::engine::{
-    Capabilities, Channel, EVENTS_KEPT, Engine, EngineError, Entry, Event, History, Item, LOG_LIFE, PublishError,
-    Published, ReadLimit, Scope, Slice, Stored,
+    Capabilities, Channel, Dedupe, EVENTS_KEPT, Engine, EngineError, Entry, Event, History, Item, LOG_LIFE,
+    PublishError, Published, ReadLimit, Scope, Slice, Stored,
 };
 use super::position::{Position, Region};
 use super::sink::Sink;
@@ -229,6 +229,7 @@ impl Engine for RedisEngine {
         Capabilities {
             history: History::Engine,
             contiguous: true,
+            dedupe: Dedupe::Publish,
             dedupe_window: self.shared.settings.dedupe_window,
             retention: self.shared.settings.retention,
             latest: false,
