@@ -229,8 +229,14 @@ impl Publisher {
                 Ok(published) if published.repeated => self.backplane.metrics.repeated.inc(),
                 Ok(_) => self.backplane.metrics.published.inc(),
                 Err(error) => {
-                    if let EngineError::TooLarge { .. } = error.reason {
-                        return Answer::text(413, format!("Item is too large: {error}\n"));
+                    match error.reason {
+                        EngineError::TooLarge { .. } => {
+                            return Answer::text(413, format!("Item is too large: {error}\n"));
+                        }
+                        EngineError::TooManyValues { .. } => {
+                            return Answer::text(413, format!("Channel is full: {error}\n"));
+                        }
+                        _ => {}
                     }
                     Event::new("publish_failed").field("detail", error.to_string()).emit();
                     let text = "Item could not be stored. Publish it again: with an id it is stored once.\n";
