@@ -11,7 +11,7 @@ use super::model::{Backplane, EngineKind, GripSignature, Publish};
 use super::ranges;
 use super::raw_backplane::{RawBackplane, RawEngine, RawHistory, RawPublish};
 use super::units::{Count, Size};
-use super::{build_redis, files};
+use super::{build_channels, build_redis, files};
 use crate::backplane::engine::{DEDUPE_WINDOW, Retention};
 use crate::backplane::position::Region;
 use crate::grip::signature::{SigningKey, VerifyingKey};
@@ -30,6 +30,7 @@ pub(super) fn build(raw: &RawBackplane, base: &KeyPath, report: &mut Report<'_>)
         Some(raw) => engine(raw, &base.key("engine"), report),
     };
     let ingest = build_redis::ingest(&raw.ingest, engine.as_ref(), base, report);
+    let channels = build_channels::build(&raw.channels, engine.as_ref(), &ingest, base, report);
     let retention = history(&raw.history, &base.key("history"), report);
     let dedupe_window = raw.dedupe_window.map_or(DEDUPE_WINDOW, |span| span.0);
     report.extend(base, range::span("dedupe_window", dedupe_window, &ranges::DEDUPE_WINDOW));
@@ -51,7 +52,8 @@ pub(super) fn build(raw: &RawBackplane, base: &KeyPath, report: &mut Report<'_>)
         Some(key) => Some(GripSignature { key: Arc::new(key.ok()?), issuer }),
         None => None,
     };
-    Some(Backplane { region: region.ok()?, engine: engine?, ingest, retention, dedupe_window, publish, signature })
+    let (region, engine) = (region.ok()?, engine?);
+    Some(Backplane { region, engine, ingest, channels, retention, dedupe_window, publish, signature })
 }
 
 /// The engine of a region, whose key is `base`.

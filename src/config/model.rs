@@ -11,6 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::effective::Effective;
+use crate::backplane::channels::ChannelRules;
 use crate::backplane::engine::{DEDUPE_WINDOW, Retention};
 use crate::backplane::hub::InboxLimit;
 use crate::backplane::position::Region;
@@ -244,6 +245,8 @@ pub struct Backplane {
     pub engine: EngineKind,
     /// Streams there that others fill.
     pub ingest: Vec<IngestRule>,
+    /// What channels are, by how their names begin.
+    pub channels: ChannelRules,
     /// How much is kept of each channel.
     pub retention: Retention,
     /// How long a publication's id is known.
@@ -260,6 +263,7 @@ impl Default for Backplane {
             region: Region::default(),
             engine: EngineKind::Memory,
             ingest: Vec::new(),
+            channels: ChannelRules::default(),
             retention: Retention::default(),
             dedupe_window: DEDUPE_WINDOW,
             publish: None,
@@ -286,6 +290,15 @@ pub struct RedisAccess {
     pub credentials: Credentials,
     /// The user and the password at sentinels.
     pub sentinel_credentials: Credentials,
+}
+
+impl EngineKind {
+    /// Whether it keeps the newest value of each key of a channel.
+    pub const fn keeps_latest(&self) -> bool {
+        match self {
+            Self::Memory | Self::Redis(_) => true,
+        }
+    }
 }
 
 impl fmt::Debug for EngineKind {

@@ -15,6 +15,7 @@ use super::engines;
 use super::socket::Socket;
 use super::upstreams::{Preference, Upstream};
 use crate::admin::Readiness;
+use crate::backplane::channels::ChannelRules;
 use crate::backplane::engine::{Engine, EngineError, Event};
 use crate::backplane::hub::{Hub, InboxLimit, Member};
 use crate::backplane::position::{PositionError, Region};
@@ -55,6 +56,8 @@ pub struct Backplane {
     pub engine: Arc<dyn Engine>,
     /// Who is subscribed on this node.
     pub hub: Arc<Hub>,
+    /// What channels are, by how their names begin.
+    pub channels: Arc<ChannelRules>,
     /// What bounds GRIP.
     pub limits: Limits,
     /// What is counted.
@@ -86,7 +89,8 @@ impl Backplane {
             tokio::spawn(watch(Arc::downgrade(&engine), events, state));
         }
         let (limits, signature) = (Limits::default(), config.signature.clone());
-        Ok(Arc::new(Self { engine, hub, limits, metrics, signature, random: SystemRandom::new() }))
+        let channels = Arc::new(config.channels.clone());
+        Ok(Arc::new(Self { engine, hub, channels, limits, metrics, signature, random: SystemRandom::new() }))
     }
 
     /// Adds what every request to a backend has: who asks, and what it can do; with `offer` also the offer of GRIP, in the
