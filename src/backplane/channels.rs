@@ -3,8 +3,9 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use serde::de::IgnoredAny;
-use serde_json::Value;
+use serde_json::Value as Json;
 
 use super::engine::{Channel, Key};
 use super::position::Region;
@@ -99,6 +100,20 @@ pub enum ValueError {
     /// The key is empty or too long.
     #[error("has a key that is empty or longer than 256 bytes")]
     KeyLength,
+    /// What was stored is no item.
+    #[error("is no item")]
+    NoItem,
+}
+
+/// What a publication says of its key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Value {
+    /// Its type.
+    pub kind: Kind,
+    /// Its content.
+    pub content: Bytes,
+    /// The id that its publisher gave it; empty for none.
+    pub id: String,
 }
 
 impl ChannelRules {
@@ -146,6 +161,21 @@ impl Conflation {
         }
         self.key.key(&item.meta, content)
     }
+
+    /// Reads what an engine stored on such a channel.
+    ///
+    /// # Errors
+    /// [`ValueError`]: who published it has another rule, or none.
+    pub fn read(&self, payload: &Bytes) -> Result<(Key, Value), ValueError> {
+        let item = Item::decode(payload).map_err(|_| ValueError::NoItem)?;
+        let key = self.key_of(&item)?;
+        match item.formats.ws_message {
+            Some(WsMessage::Send { kind, content, .. }) => {
+                Ok((key, Value { kind, content, id: item.id.unwrap_or_default() }))
+            }
+            _ => Err(ValueError::NoMessage),
+        }
+    }
 }
 
 impl KeySource {
@@ -170,10 +200,10 @@ impl KeySource {
         match self {
             Self::Meta(name) => of(meta.get(name).ok_or_else(|| ValueError::NoMeta(name.clone()))?),
             Self::Json(pointer) => {
-                let value: Value = serde_json::from_slice(content).map_err(|_| ValueError::NoJson)?;
+                let value: Json = serde_json::from_slice(content).map_err(|_| ValueError::NoJson)?;
                 match value.pointer(pointer) {
-                    Some(Value::String(text)) => of(text),
-                    Some(Value::Number(number)) if number.is_i64() || number.is_u64() => of(&number.to_string()),
+                    Some(Json::String(text)) => of(text),
+                    Some(Json::Number(number)) if number.is_i64() || number.is_u64() => of(&number.to_string()),
                     _ => Err(ValueError::NoPointed(pointer.clone())),
                 }
             }
@@ -183,8 +213,6 @@ impl KeySource {
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
-
     use super::*;
     use crate::grip::Limits;
     use crate::grip::item::{Formats, HttpStream};
@@ -254,6 +282,18 @@ mod tests {
         }
         let deep = "[".repeat(100_000);
         assert_eq!(json("/s").key_of(&item(Kind::Text, &deep, &[])), Err(ValueError::NoJson), "nesting is bounded");
+    }
+
+    #[test]
+    fn what_was_stored_is_read_as_it_was_published() {
+        let conflation = Conflation::default();
+        let published = Item { id: Some("m1".to_owned()), ..item(Kind::Binary, "x", &[("conflate-key", "k")]) };
+        let mut stored = Vec::new();
+        published.encode(&mut stored);
+        let (key, value) = conflation.read(&stored.into()).unwrap();
+        let content = Bytes::from_static(b"x");
+        assert_eq!((key.as_str(), value), ("k", Value { kind: Kind::Binary, content, id: "m1".to_owned() }));
+        assert_eq!(conflation.read(&Bytes::from_static(b"\0lost")), Err(ValueError::NoItem));
     }
 
     #[test]

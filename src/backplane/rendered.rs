@@ -86,17 +86,23 @@ impl Rendered {
 
     /// The same of a content that was changed for one client.
     pub fn with_line(&self, kind: Kind, content: &[u8], channel: &Channel, position: &Position) -> Vec<u8> {
-        let mut message = Vec::new();
-        let delivery = Delivery {
-            channel: channel.as_str().into(),
-            position: position.to_string().into(),
-            id: (!self.id.is_empty()).then_some(self.id.as_str().into()),
-            stored_ms: Some(position.id.ms),
-        };
-        write_delivery(&delivery, &mut message);
-        message.extend_from_slice(content);
-        frame(kind, &message)
+        lined_frame(kind, content, (channel, position, &self.id))
     }
+}
+
+/// An unmasked frame with a whole message, for a client who can resume: behind a line with the channel, the position, and
+/// the id that its publisher gave it, empty for none.
+pub fn lined_frame(kind: Kind, content: &[u8], (channel, position, id): (&Channel, &Position, &str)) -> Vec<u8> {
+    let mut message = Vec::new();
+    let delivery = Delivery {
+        channel: channel.as_str().into(),
+        position: position.to_string().into(),
+        id: (!id.is_empty()).then_some(id.into()),
+        stored_ms: Some(position.id.ms),
+    };
+    write_delivery(&delivery, &mut message);
+    message.extend_from_slice(content);
+    frame(kind, &message)
 }
 
 /// An unmasked frame with a whole message. RFC 6455 §5.2.

@@ -27,6 +27,8 @@ use crate::metrics::BackplaneMetrics;
 use crate::tunnel::Backlog;
 
 mod channel;
+#[allow(dead_code, reason = "the hub does not use it yet")]
+mod conflated;
 mod inbox;
 #[cfg(test)]
 mod tests;
