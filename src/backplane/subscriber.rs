@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use super::engine::{Channel, MessageId};
-use super::hub::{From, Member, Notice, Publication};
+use super::hub::{Form, From, Member, Notice, Part, Publication};
 use super::position::{EntryId, Place, Position};
 use super::recover::{Recovery, ReplayLimit, Why};
 use super::rendered::{Message, close_frame, frame, payload_frame};
@@ -116,6 +116,7 @@ impl Subscriber {
         let resume = Resume::new(settings, now);
         resume.hello(out);
         self.resume = Some(Box::new(resume));
+        self.member.set_form(Form::Lined);
         self
     }
 
@@ -186,11 +187,15 @@ impl Subscriber {
 
     fn subscribe(&mut self, subscribe: Subscribe, now: Instant) -> Effect {
         let Subscribe { channel, filters, prev_id, recover, mode } = subscribe;
-        // Without an effect they would deliver something else than was asked for.
-        if mode == Mode::Latest {
-            return Effect::Ignored("mode latest is not in this version");
-        }
         let Ok(channel) = Channel::new(&channel) else { return Effect::Ignored("the channel's name is too long") };
+        // Without an effect they would deliver something else than was asked for.
+        let conflates = self.member.conflates(&channel);
+        if mode == Mode::Latest && !conflates {
+            return Effect::Ignored("mode latest is for channels with a rule that has `conflate`");
+        }
+        if conflates && !filters.as_slice().is_empty() {
+            return Effect::Ignored("a channel of newest values has no filters: they are the same for all");
+        }
         let is_new = !self.subscriptions.contains_key(&channel);
         if is_new && self.subscriptions.len() >= self.limits.subscriptions {
             return Effect::Ignored("the connection has as many subscriptions as it may");
@@ -282,6 +287,16 @@ impl Subscriber {
         let gapped = match notice {
             Notice::Publication(publication) => return self.publication(&publication, out),
             Notice::Overrun(_) => return self.over = Some(Over::Overrun),
+            Notice::Part(channel, part) => return self.part(&channel, &part, out),
+            Notice::Values { channel, tops, values, resumed } => {
+                if let Some(subscription) = self.subscriptions.get_mut(&channel) {
+                    subscription.links = 0;
+                    if let Some(track) = &mut subscription.track {
+                        track.values(&channel, &tops, values, resumed, out);
+                    }
+                }
+                return;
+            }
             Notice::Subscribed { channel, top, recovery } => {
                 let gapped = matches!(recovery, Recovery::Gap(_));
                 if let Some(subscription) = self.subscriptions.get_mut(&channel) {
@@ -408,6 +423,15 @@ impl Subscriber {
                 Some(track) => track.unseen(channel, position, out),
                 None => {}
             }
+        }
+    }
+
+    /// Newest values, as frames that are the same for all.
+    fn part(&mut self, channel: &Channel, part: &Part, out: &mut Vec<u8>) {
+        let Some(subscription) = self.subscriptions.get_mut(channel) else { return };
+        out.extend_from_slice(&part.frames);
+        if let Some(track) = &mut subscription.track {
+            track.seen(&part.newest);
         }
     }
 

@@ -78,7 +78,8 @@ impl Backplane {
     ) -> Result<Arc<Self>, PositionError> {
         let engine = engines::start(&config.engine, config.region.clone(), config)?;
         let metrics = metrics.backplane(config.region.as_str());
-        let hub = Hub::start(engine.clone(), SinkLimit::default(), metrics.clone());
+        let channels = Arc::new(config.channels.clone());
+        let hub = Hub::start(engine.clone(), channels.clone(), SinkLimit::default(), metrics.clone());
         let state =
             EngineState { region: config.region.clone(), metrics: metrics.clone(), readiness: readiness.clone() };
         let events = engine.events();
@@ -89,7 +90,6 @@ impl Backplane {
             tokio::spawn(watch(Arc::downgrade(&engine), events, state));
         }
         let (limits, signature) = (Limits::default(), config.signature.clone());
-        let channels = Arc::new(config.channels.clone());
         Ok(Arc::new(Self { engine, hub, channels, limits, metrics, signature, random: SystemRandom::new() }))
     }
 

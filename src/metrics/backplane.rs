@@ -24,8 +24,23 @@ pub struct BackplaneMetrics {
     subscriptions: IntGauge,
     /// Bytes that wait in this process for peers; what waits for subscribers is among them.
     pub queued_bytes: IntGauge,
+    /// Of channels of newest values.
+    pub conflation: ConflationMetrics,
     /// Whether the engine was reachable when it was last heard of: 1, or 0.
     pub up: IntGauge,
+}
+
+/// What is counted of channels of which only the newest value of each key counts.
+#[derive(Debug)]
+pub struct ConflationMetrics {
+    /// Ticks that had something.
+    pub ticks: IntCounter,
+    /// Publications that a newer one of the same key replaced before they were sent.
+    pub replaced: IntCounter,
+    /// Subscriptions that were given all values.
+    pub subscribed: IntCounter,
+    /// Times that a subscriber had skipped ticks, and was given what has changed since.
+    pub behind: IntCounter,
 }
 
 const WHYS: [(Why, &str); 3] = [(Why::Lineage, "lineage"), (Why::Limit, "limit"), (Why::Trimmed, "trimmed")];
@@ -43,7 +58,31 @@ impl BackplaneMetrics {
         let gaps =
             counters("sluicegate_gaps_total", "Gaps in a channel that subscribers were told of", &["why", "region"]);
         let resumes = counters("sluicegate_resumes_total", "Subscribers that came back with a place", &["result"]);
+        let snapshots = counters(
+            "sluicegate_conflation_snapshots_total",
+            "Times that a subscriber was given newest values from before the last tick",
+            &["why"],
+        );
+        let conflation = ConflationMetrics {
+            ticks: register(
+                registry,
+                IntCounter::new(
+                    "sluicegate_conflation_ticks_total",
+                    "Ticks of channels of newest values that had some",
+                ),
+            ),
+            replaced: register(
+                registry,
+                IntCounter::new(
+                    "sluicegate_conflated_total",
+                    "Publications that a newer one of the same key replaced before they were sent",
+                ),
+            ),
+            subscribed: snapshots.with_label_values(&["subscribed"]),
+            behind: snapshots.with_label_values(&["behind"]),
+        };
         Self {
+            conflation,
             published: publishes.with_label_values(&["stored"]),
             repeated: publishes.with_label_values(&["repeated"]),
             refused: publishes.with_label_values(&["refused"]),

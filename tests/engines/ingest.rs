@@ -90,6 +90,7 @@ impl Client {
                 self.last = Some(top);
             }
             Notice::Overrun(channel) => panic!("overrun of {channel:?}"),
+            other @ (Notice::Values { .. } | Notice::Part(..)) => panic!("{other:?}"),
         }
     }
 
@@ -109,7 +110,7 @@ fn message(id: &str) -> From {
 }
 
 fn hub_of(engine: &Arc<dyn Engine>) -> Arc<Hub> {
-    Hub::start(engine.clone(), SinkLimit::default(), Metrics::new().backplane("eu"))
+    Hub::start(engine.clone(), Arc::default(), SinkLimit::default(), Metrics::new().backplane("eu"))
 }
 
 #[tokio::test]

@@ -8,9 +8,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Publication;
+use super::conflated::Form;
 use super::inbox::{Inbox, Notice};
+use super::values::Values;
 use super::window::{Budget, Window};
-use crate::backplane::engine::{Channel, Entry, MessageId, Retention, Slice};
+use crate::backplane::engine::{Channel, Entry, Latest, MessageId, Retention, Slice};
 use crate::backplane::position::{EntryId, Place, Position};
 use crate::backplane::recover::{Log, Recovery, ReplayLimit, Why, recover};
 use crate::metrics::{BackplaneMetrics, SubscriptionMark};
@@ -50,6 +52,8 @@ pub(super) enum Task {
     ReadOn(Position),
     /// For what it has of the channel before what is here.
     Fill,
+    /// For its newest values, when so much had come here.
+    Latest(u64),
     /// Not to push the channel any more.
     Leave,
 }
@@ -76,6 +80,8 @@ enum Stand {
 pub(super) struct Local {
     pub(super) name: Channel,
     subscribers: BTreeMap<u64, Subscriber>,
+    /// Where only newest values count: these have the subscribers, and the window stays empty.
+    values: Option<Box<Values>>,
     /// Whether its numbers are this node's own; see [`Engine::is_foreign`](crate::backplane::engine::Engine::is_foreign).
     is_foreign: bool,
     window: Window,
@@ -97,6 +103,7 @@ pub(super) struct Local {
 impl Local {
     pub(super) fn new(
         name: Channel,
+        values: Option<Values>,
         is_foreign: bool,
         retention: Retention,
         budget: Arc<Budget>,
@@ -105,6 +112,7 @@ impl Local {
         Self {
             name,
             subscribers: BTreeMap::new(),
+            values: values.map(Box::new),
             is_foreign,
             window: Window::new(retention, budget),
             last: None,
@@ -120,6 +128,9 @@ impl Local {
     pub(super) fn subscribe(&mut self, id: u64, inbox: Arc<Inbox>, from: From, limit: ReplayLimit) {
         self.idle_since = None;
         inbox.forget(&self.name);
+        if let Some(values) = &mut self.values {
+            return values.subscribe(id, inbox, !from.is_now());
+        }
         let from = match from {
             From::Place(Place::After(place)) if self.is_foreign => From::Entry(place.id),
             from => from,
@@ -132,13 +143,16 @@ impl Local {
         if let Some(subscriber) = self.subscribers.remove(&id) {
             subscriber.inbox.forget(&self.name);
         }
-        if self.subscribers.is_empty() {
+        if let Some(values) = &mut self.values {
+            values.unsubscribe(id);
+        }
+        if self.subscribers() == 0 {
             self.idle_since.get_or_insert(now);
         }
     }
 
     pub(super) fn subscribers(&self) -> usize {
-        self.subscribers.len()
+        self.subscribers.len() + self.values.as_ref().map_or(0, |values| values.subscribers())
     }
 
     /// Whether nobody has wanted it for so long that it can go.
@@ -152,6 +166,11 @@ impl Local {
             return Some(Task::Leave);
         }
         let Some(last) = &self.last else { return Some(Task::Open) };
+        if let Some(values) = self.values.as_ref().filter(|values| values.needs_loading()) {
+            // What was missed is among them. What comes while they are read counts anew.
+            (self.disrupted, self.seen) = (false, last.n);
+            return Some(Task::Latest(values.came()));
+        }
         let mut ahead = false;
         for subscriber in self.subscribers.values_mut() {
             let Stand::Waiting { from, checked, .. } = &mut subscriber.stand else { continue };
@@ -180,7 +199,8 @@ impl Local {
 
     /// Whether something was missed, as far as what was pushed tells.
     pub(super) fn needs_reading(&self) -> bool {
-        self.last.as_ref().is_some_and(|last| self.disrupted || self.seen > last.n)
+        let unloaded = self.values.as_ref().is_some_and(|values| values.needs_loading());
+        self.last.as_ref().is_some_and(|last| self.disrupted || self.seen > last.n || unloaded)
     }
 
     /// The newest entry that a filling needs: one that is here, to which the others must lead up; and whether only reading
@@ -223,6 +243,9 @@ impl Local {
     /// The engine pushes what comes behind `position`.
     pub(super) fn on_opened(&mut self, position: Position) {
         self.seen = self.seen.max(position.n);
+        if let Some(values) = &mut self.values {
+            values.unload();
+        }
         match self.window.newest() {
             // It was open before: what was missed meanwhile is read.
             Some(newest) => {
@@ -241,7 +264,7 @@ impl Local {
 
     /// The engine did not answer: what was to be read still has to be.
     pub(super) fn on_failed(&mut self, task: &Task) {
-        if let Task::ReadOn(_) = task {
+        if let Task::ReadOn(_) | Task::Latest(_) = task {
             self.disrupted = true;
         }
     }
@@ -272,6 +295,9 @@ impl Local {
 
     fn deliver(&mut self, entry: Entry, now: Instant) {
         self.last = Some(entry.position.clone());
+        if let Some(values) = &mut self.values {
+            return values.on_entry(entry);
+        }
         let publication = Arc::new(Publication::new(self.name.clone(), entry));
         for subscriber in self.subscribers.values_mut() {
             if matches!(subscriber.stand, Stand::Live) && !subscriber.inbox.push(&publication) {
@@ -298,6 +324,10 @@ impl Local {
                         self.deliver(entry, now);
                     }
                 }
+            }
+            Recovery::Gap(_) if let Some(values) = &mut self.values => {
+                values.unload();
+                self.last = Some(slice.top);
             }
             Recovery::Gap(why) => {
                 metrics.gap(why);
@@ -341,9 +371,33 @@ impl Local {
         self.filled = true;
     }
 
+    /// The engine's answer to [`Task::Latest`].
+    pub(super) fn on_latest(&mut self, asked: u64, latest: Latest) {
+        let (Some(values), Some(last)) = (&mut self.values, &self.last) else { return };
+        self.seen = self.seen.max(latest.top.n);
+        // Nothing came meanwhile, or the engine has seen it: it goes on from there. Otherwise from what came.
+        if values.came() == asked || latest.top.n > last.n {
+            self.last = Some(latest.top.clone());
+        }
+        values.on_latest(asked, latest);
+    }
+
+    /// What comes next of newest values for a subscriber.
+    pub(super) fn take(&mut self, id: u64, form: Form, metrics: &BackplaneMetrics) -> Option<Notice> {
+        self.values.as_mut()?.take(id, form, metrics)
+    }
+
+    /// Its newest values, where only these count.
+    pub(super) fn values(&mut self) -> Option<&mut Values> {
+        self.values.as_deref_mut()
+    }
+
     /// Tells those who wait what they get, and feeds it to them.
     pub(super) fn admit(&mut self, metrics: &BackplaneMetrics, now: Instant) {
         let Some(last) = self.last.clone() else { return };
+        if let Some(values) = &mut self.values {
+            return values.admit(&[last], metrics);
+        }
         let waiting: Vec<u64> = self
             .subscribers
             .iter()

@@ -6,6 +6,7 @@
 //! told ([`Notice::Overrun`]).
 
 use std::collections::{BTreeSet, VecDeque};
+use std::ops::Bound::{Excluded, Unbounded};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
@@ -15,6 +16,7 @@ use parking_lot::Mutex;
 use prometheus::IntGauge;
 
 use super::Publication;
+use super::conflated::Part;
 use crate::backplane::engine::Channel;
 use crate::backplane::position::Position;
 use crate::backplane::recover::{Recovery, Why};
@@ -60,6 +62,19 @@ pub enum Notice {
     },
     /// The session has fallen behind what this node keeps of the channel. Nothing more comes of it.
     Overrun(Channel),
+    /// A subscription to a channel of newest values is in force. They follow, all of them.
+    Values {
+        /// The channel.
+        channel: Channel,
+        /// The newest entry's position at this time, of each region.
+        tops: Vec<Position>,
+        /// How many values there are.
+        values: usize,
+        /// Whether a place was asked for: values have none.
+        resumed: bool,
+    },
+    /// Newest values of a channel, which replace those that the session has of the same keys.
+    Part(Channel, Arc<Part>),
 }
 
 #[derive(Debug)]
@@ -78,6 +93,8 @@ struct State {
     /// Channels that have more for the session than fits. At most those that it is subscribed to.
     behind: BTreeSet<Channel>,
     behind_since: Option<Instant>,
+    /// Channels of newest values that have some for the session. At most those that it is subscribed to.
+    news: BTreeSet<Channel>,
 }
 
 impl Inbox {
@@ -112,6 +129,8 @@ impl Inbox {
                 Notice::Subscribed { channel, .. } | Notice::Gap { channel, .. } | Notice::Overrun(channel) => {
                     channel == of
                 }
+                // They do not wait here.
+                Notice::Values { .. } | Notice::Part(..) => false,
             };
             // A gap behind a gap is one gap, which ends where the second does.
             let newest = state.notices.iter_mut().rev().find(|waiting| of_channel(waiting));
@@ -151,13 +170,34 @@ impl Inbox {
                 freed += publication.entry.payload.len();
                 false
             }
-            Notice::Publication(_) => true,
+            Notice::Publication(_) | Notice::Values { .. } | Notice::Part(..) => true,
             Notice::Subscribed { channel: of, .. } | Notice::Gap { channel: of, .. } | Notice::Overrun(of) => {
                 of != channel
             }
         });
         state.bytes -= freed;
+        state.news.remove(channel);
         self.queued_bytes.sub(freed as i64);
+    }
+
+    /// Remembers that a channel of newest values has some.
+    pub(super) fn news(&self, channel: &Channel) {
+        let is_new = self.state.lock().news.insert(channel.clone());
+        if is_new {
+            self.waker.wake();
+        }
+    }
+
+    /// The session has what a channel of newest values has.
+    pub(super) fn no_news(&self, channel: &Channel) {
+        self.state.lock().news.remove(channel);
+    }
+
+    /// A channel of newest values that has some: the next one after the one that was served last.
+    pub(super) fn next_news(&self, served: Option<&Channel>) -> Option<Channel> {
+        let state = self.state.lock();
+        let next = served.and_then(|served| state.news.range::<Channel, _>((Excluded(served), Unbounded)).next());
+        next.or_else(|| state.news.first()).cloned()
     }
 
     pub(super) fn pop(&self) -> Option<Notice> {

@@ -5,12 +5,13 @@
 //! under way, whoever waits for its answer, so that a thousand clients that come back at once cost one read.
 //!
 //! `channel.rs` decides, `work.rs` asks the engine, `inbox.rs` is what waits for a session, and `window.rs` the entries
-//! that this node has.
+//! that this node has. `values.rs` is for channels of which only the newest value of each key counts, and `conflated.rs`
+//! what is shared of these.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
@@ -18,6 +19,7 @@ use prometheus::Histogram;
 use rand::SeedableRng as _;
 use rand::rngs::SmallRng;
 
+use super::channels::ChannelRules;
 use super::engine::{Channel, Engine, Entry, Retention};
 use super::position::EntryId;
 use super::recover::ReplayLimit;
@@ -27,20 +29,22 @@ use crate::metrics::BackplaneMetrics;
 use crate::tunnel::Backlog;
 
 mod channel;
-#[allow(dead_code, reason = "the hub does not use it yet")]
 mod conflated;
 mod inbox;
 #[cfg(test)]
 mod tests;
+mod values;
 mod window;
 mod work;
 
 pub use crate::tunnel::Depth;
 pub use channel::From;
+pub use conflated::{Form, Part};
 pub use inbox::{InboxLimit, Notice};
 
 use channel::Local;
 use inbox::Inbox;
+use values::Values;
 use window::Budget;
 
 /// Of so many publications that a session takes the way of one is measured. The first is.
@@ -89,6 +93,7 @@ pub struct Hub {
     engine: Arc<dyn Engine>,
     sink: Sink,
     channels: Mutex<BTreeMap<Channel, Arc<Mutex<Local>>>>,
+    rules: Arc<ChannelRules>,
     retention: Retention,
     budget: Arc<Budget>,
     next_id: AtomicU64,
@@ -103,18 +108,30 @@ impl Hub {
     ///
     /// # Panics
     /// Outside a Tokio runtime.
-    pub fn start(engine: Arc<dyn Engine>, limit: SinkLimit, metrics: Arc<BackplaneMetrics>) -> Arc<Self> {
-        Self::start_with(engine, limit, metrics, rand::random())
+    pub fn start(
+        engine: Arc<dyn Engine>,
+        rules: Arc<ChannelRules>,
+        limit: SinkLimit,
+        metrics: Arc<BackplaneMetrics>,
+    ) -> Arc<Self> {
+        Self::start_with(engine, rules, limit, metrics, rand::random())
     }
 
     /// The same with a seed of the pauses between questions, so that a test can play a schedule again.
-    fn start_with(engine: Arc<dyn Engine>, limit: SinkLimit, metrics: Arc<BackplaneMetrics>, seed: u64) -> Arc<Self> {
+    fn start_with(
+        engine: Arc<dyn Engine>,
+        rules: Arc<ChannelRules>,
+        limit: SinkLimit,
+        metrics: Arc<BackplaneMetrics>,
+        seed: u64,
+    ) -> Arc<Self> {
         let (sink, source) = sink(limit);
         let retention = engine.capabilities().retention;
         let hub = Arc::new_cyclic(|myself| Self {
             engine,
             sink,
             channels: Mutex::default(),
+            rules,
             retention,
             budget: Arc::new(Budget::new(WINDOWS_BYTES)),
             next_id: AtomicU64::new(0),
@@ -137,6 +154,9 @@ impl Hub {
             latency: None,
             taken: 0,
             began: BTreeMap::new(),
+            form: Form::Plain,
+            served: None,
+            values_next: false,
         }
     }
 
@@ -158,10 +178,23 @@ impl Hub {
     fn find_or_make(&self, channel: &Channel) -> Arc<Mutex<Local>> {
         let is_foreign = self.engine.is_foreign(channel);
         let make = || {
-            let local = Local::new(channel.clone(), is_foreign, self.retention, self.budget.clone(), now());
+            let values = self.values(channel);
+            let local = Local::new(channel.clone(), values, is_foreign, self.retention, self.budget.clone(), now());
             Arc::new(Mutex::new(local))
         };
         self.channels.lock().entry(channel.clone()).or_insert_with(make).clone()
+    }
+
+    /// Whether of a channel only the newest value of each key counts.
+    pub fn conflates(&self, channel: &Channel) -> bool {
+        self.rules.conflation(channel).is_some()
+            && self.engine.capabilities().latest
+            && !self.engine.is_foreign(channel)
+    }
+
+    fn values(&self, channel: &Channel) -> Option<Values> {
+        let conflation = self.rules.conflation(channel).filter(|_| self.conflates(channel))?;
+        Some(Values::new(channel.clone(), conflation.clone()))
     }
 
     /// Has the engine asked what the channel needs, unless somebody does so already.
@@ -191,6 +224,12 @@ pub struct Member {
     taken: u64,
     /// Where each subscription began: what is replayed up to there was on its way for as long as its client was away.
     began: BTreeMap<Channel, EntryId>,
+    /// What it is given newest values in.
+    form: Form,
+    /// The channel of newest values that it was given some of last.
+    served: Option<Channel>,
+    /// Whether these come before what is in the inbox: neither holds up the other.
+    values_next: bool,
 }
 
 impl Member {
@@ -237,14 +276,54 @@ impl Member {
                 local.lock().feed(self.id);
             }
         }
-        let notice = ready!(self.inbox.poll_pop(cx));
+        if std::mem::take(&mut self.values_next)
+            && let Some(notice) = self.next_values()
+        {
+            return Poll::Ready(notice);
+        }
+        let notice = match self.inbox.poll_pop(cx) {
+            Poll::Ready(notice) => notice,
+            // Those that came before the waker was there did not wake it.
+            Poll::Pending => return self.next_values().map_or(Poll::Pending, Poll::Ready),
+        };
+        self.values_next = true;
         match &notice {
             Notice::Subscribed { channel, top, .. } => drop(self.began.insert(channel.clone(), top.id)),
             Notice::Publication(publication) => self.measure(publication),
-            Notice::Gap { .. } => {}
+            Notice::Gap { .. } | Notice::Values { .. } | Notice::Part(..) => {}
             Notice::Overrun(channel) => drop(self.forget(channel)),
         }
         Poll::Ready(notice)
+    }
+
+    /// What comes next of newest values.
+    fn next_values(&mut self) -> Option<Notice> {
+        // Those that have none after all are asked once.
+        for _ in 0..=self.channels.len() {
+            let channel = self.inbox.next_news(self.served.as_ref())?;
+            let notice = match self.channels.get(&channel) {
+                Some(local) => local.lock().take(self.id, self.form, &self.hub.metrics),
+                None => {
+                    self.inbox.no_news(&channel);
+                    None
+                }
+            };
+            self.served = Some(channel);
+            if notice.is_some() {
+                return notice;
+            }
+        }
+        None
+    }
+
+    /// Whether of a channel only the newest value of each key counts.
+    pub fn conflates(&self, channel: &Channel) -> bool {
+        self.hub.conflates(channel)
+    }
+
+    /// Has newest values given to it in another form than that of contents alone.
+    pub fn set_form(&mut self, form: Form) {
+        self.form = form;
     }
 
     fn forget(&mut self, channel: &Channel) -> Option<Arc<Mutex<Local>>> {

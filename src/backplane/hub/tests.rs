@@ -269,6 +269,7 @@ impl Client {
 
     fn judge(&mut self, notice: Notice, engine: &Faulty, lost_entries: bool) {
         match notice {
+            Notice::Values { .. } | Notice::Part(..) => panic!("no channel here has newest values"),
             Notice::Subscribed { channel, top, recovery } => {
                 let seen = self.places.get_mut(&channel).expect("it was asked for");
                 assert!(!std::mem::replace(&mut seen.subscribed, true), "told once");
@@ -337,7 +338,7 @@ async fn play(seed: u64) {
     let small = InboxLimit { max_messages: rng.random_range(1..20), max_bytes: 1 << 20 };
     let limit = if gentle { InboxLimit::default() } else { small };
     let sink_limit = SinkLimit { max_entries: rng.random_range(1..50), max_bytes: 1 << 20 };
-    let hubs = [0, 1].map(|number| Hub::start_with(node(&engine, number), sink_limit, metrics(), seed));
+    let hubs = [0, 1].map(|number| Hub::start_with(node(&engine, number), Arc::default(), sink_limit, metrics(), seed));
     let channels: Vec<Channel> = (0..3).map(|at| Channel::new(&format!("room:{at}")).unwrap()).collect();
     let mut clients: Vec<Client> = (0..4).map(|at| Client::new(&hubs[at % 2], limit)).collect();
     let (mut published, mut failed_over) = (0, false);
@@ -430,7 +431,7 @@ async fn stocked(entries: usize) -> (Arc<Faulty>, Arc<Hub>, Channel) {
     for at in 1..=entries {
         engine.append(&channel, &format!("m{at}"));
     }
-    let hub = Hub::start(node(&engine, 0), SinkLimit::default(), metrics());
+    let hub = Hub::start(node(&engine, 0), Arc::default(), SinkLimit::default(), metrics());
     (engine, hub, channel)
 }
 

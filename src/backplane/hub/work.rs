@@ -7,6 +7,7 @@ use parking_lot::Mutex;
 use rand::Rng as _;
 
 use super::channel::{Local, Task};
+use super::values::Values;
 use super::{Hub, now};
 use crate::backplane::engine::{Engine, EngineError, Entry, ReadLimit};
 use crate::backplane::sink::{Delivery, Source};
@@ -42,6 +43,7 @@ pub(super) async fn take_pushed(hub: Weak<Hub>, mut source: Source) {
         if asks {
             hub.work(&local);
         }
+        start_ticking(&hub, &local);
     }
 }
 
@@ -53,10 +55,32 @@ pub(super) async fn look_for_forgotten(hub: Weak<Hub>) {
         let all: Vec<_> = hub.channels.lock().values().cloned().collect();
         let now = now();
         for local in all {
-            if local.lock().is_forgotten(now) {
+            let mut locked = local.lock();
+            if let Some(values) = locked.values() {
+                values.rest();
+            }
+            let is_forgotten = locked.is_forgotten(now);
+            drop(locked);
+            if is_forgotten {
                 hub.work(&local);
             }
         }
+    }
+}
+
+/// Has a channel of newest values tick while it has something new and somebody is subscribed.
+fn start_ticking(hub: &Hub, local: &Arc<Mutex<Local>>) {
+    let interval = local.lock().values().and_then(Values::start_ticking);
+    if let Some(interval) = interval {
+        let (local, metrics) = (local.clone(), hub.metrics.clone());
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(interval).await;
+                if !local.lock().values().is_some_and(|values| values.tick(&metrics)) {
+                    return;
+                }
+            }
+        });
     }
 }
 
@@ -71,7 +95,8 @@ pub(super) async fn ask(hub: Arc<Hub>, local: Arc<Mutex<Local>>) {
                 None => {
                     locked.admit(&hub.metrics, now());
                     locked.working = false;
-                    return;
+                    drop(locked);
+                    return start_ticking(&hub, &local);
                 }
             }
         };
@@ -108,6 +133,10 @@ async fn run(hub: &Hub, local: &Mutex<Local>, task: &Task) -> Result<Ran, Engine
         Task::Fill => {
             let entries = read_all(&*hub.engine, local).await?;
             local.lock().on_filled(entries);
+        }
+        Task::Latest(asked) => {
+            let latest = hub.engine.latest(&channel).await?;
+            local.lock().on_latest(*asked, latest);
         }
         Task::Leave => {
             hub.engine.unsubscribe(&channel).await;

@@ -67,7 +67,12 @@ impl Bed {
 
     async fn resuming(limits: Limits, answer: Reply, resume: Option<resume::Settings>) -> Self {
         let engine = Arc::new(MemoryEngine::new(Region::new("eu").unwrap(), Settings::default()).unwrap());
-        let hub = Hub::start(engine.clone(), SinkLimit::default(), crate::metrics::Metrics::new().backplane("eu"));
+        let hub = Hub::start(
+            engine.clone(),
+            Arc::default(),
+            SinkLimit::default(),
+            crate::metrics::Metrics::new().backplane("eu"),
+        );
         let (sender, questions) = mpsc::channel(16);
         let mut bed = Self { engine, questions, tunnel: None };
         let backend = Arc::new(Fake(sender));
