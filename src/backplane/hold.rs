@@ -93,7 +93,7 @@ impl Held {
                 Notice::Publication(publication) => self.publication(&publication),
                 Notice::Subscribed { recovery: Recovery::Gap(_), .. } | Notice::Gap { .. } => Some(Next::Ask),
                 // A hold on a channel of newest values is refused before.
-                Notice::Subscribed { .. } | Notice::Values { .. } | Notice::Part(..) => None,
+                Notice::Subscribed { .. } | Notice::Region { .. } | Notice::Values { .. } | Notice::Part(..) => None,
                 Notice::Overrun(_) => Some(Next::Overrun),
             };
             if let Some(next) = next {

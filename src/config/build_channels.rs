@@ -2,7 +2,6 @@
 
 use super::build::Report;
 use super::key_path::KeyPath;
-use super::model::EngineKind;
 use super::ranges;
 use super::raw_backplane::{RawChannel, RawConflate, RawJoin};
 use crate::backplane::channels::{ChannelRule, ChannelRules, Conflation, INTERVAL, Join, KeySource, MAX_RULES};
@@ -13,7 +12,7 @@ use crate::policy::{Fault, range};
 
 pub(super) fn build(
     raw: &[RawChannel],
-    engine: Option<&EngineKind>,
+    keeps_latest: bool,
     ingest: &[IngestRule],
     base: &KeyPath,
     report: &mut Report<'_>,
@@ -23,8 +22,6 @@ pub(super) fn build(
         report.extend(base, Some(fault));
         return ChannelRules::default();
     }
-    // An engine with a fault has said so.
-    let keeps_latest = engine.is_none_or(EngineKind::keeps_latest);
     let base = base.key("channels");
     let mut rules: Vec<ChannelRule> = Vec::new();
     for (nth, raw) in raw.iter().enumerate() {
@@ -51,7 +48,11 @@ pub(super) fn build(
 fn refusals(prefix: &str, keeps_latest: bool, ingest: &[IngestRule]) -> [(bool, &'static str, &'static str); 2] {
     let filled = ingest.iter().any(|rule| rule.channels.may_begin_with(prefix));
     [
-        (!keeps_latest, "this with an engine that keeps no newest values", "only with `engine: memory` or Redis"),
+        (
+            !keeps_latest,
+            "this with an engine that keeps no newest values",
+            "only with engines that do: `memory` and `redis`",
+        ),
         (
             filled,
             "this for channels that `ingest` fills",
@@ -195,6 +196,6 @@ mod tests {
             );
         }
         assert_eq!(refusals("a", false, &[]).map(|(refused, ..)| refused), [true, false]);
-        assert!(EngineKind::Memory.keeps_latest());
+        assert!(crate::config::EngineKind::Memory.keeps_latest());
     }
 }

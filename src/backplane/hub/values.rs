@@ -1,6 +1,6 @@
 //! A channel of newest values on this node: its subscribers, what each has, and when it ticks.
 //!
-//! No I/O and no clock: the hub's tasks ask the engine for what [`Values::needs_loading`] says, and call
+//! No I/O and no clock: the hub's tasks ask the engines for what is not [loaded](Values::is_loaded), and call
 //! [`Values::tick`] as long as it wants to be.
 
 use std::collections::BTreeMap;
@@ -11,7 +11,7 @@ use super::conflated::{Conflated, Form, Mark};
 use super::inbox::{Inbox, Notice};
 use crate::backplane::channels::Conflation;
 use crate::backplane::engine::{Channel, Entry, LOST, Latest};
-use crate::backplane::position::Position;
+use crate::backplane::position::{Position, Region};
 use crate::metrics::{BackplaneMetrics, SubscriptionMark};
 
 #[derive(Debug)]
@@ -19,8 +19,8 @@ pub(super) struct Values {
     channel: Channel,
     conflation: Conflation,
     state: Conflated,
-    /// Whether what is here is all that the engine had when it was asked, and what came since.
-    loaded: bool,
+    /// Of the log of each region, whether what is here is all that its engine had when it was asked, and what came since.
+    loaded: Vec<bool>,
     readers: BTreeMap<u64, Reader>,
     /// Whether a task calls [`Self::tick`].
     ticking: bool,
@@ -46,9 +46,9 @@ enum Stand {
 }
 
 impl Values {
-    pub(super) fn new(channel: Channel, conflation: Conflation) -> Self {
-        let state = Conflated::new(channel.clone(), conflation.join);
-        Self { channel, conflation, state, loaded: false, readers: BTreeMap::new(), ticking: false }
+    pub(super) fn new(channel: Channel, conflation: Conflation, logs: usize) -> Self {
+        let (state, loaded) = (Conflated::new(channel.clone(), conflation.join), vec![false; logs]);
+        Self { channel, conflation, state, loaded, readers: BTreeMap::new(), ticking: false }
     }
 
     pub(super) fn subscribe(&mut self, id: u64, inbox: Arc<Inbox>, resumes: bool) {
@@ -65,14 +65,28 @@ impl Values {
         self.readers.len()
     }
 
-    /// Whether the engine has to be asked for its newest values.
-    pub(super) fn needs_loading(&self) -> bool {
-        !self.loaded
+    /// Tells all subscribers whether a region can be reached. Whether somebody waits for what can be known without it.
+    pub(super) fn tell_region(&self, region: &Region, reachable: bool) -> bool {
+        for reader in self.readers.values() {
+            reader.inbox.tell_region(region, reachable);
+        }
+        self.readers.values().any(|reader| matches!(reader.stand, Stand::Waiting))
+    }
+
+    /// Whether the newest values of a log are here; otherwise its engine has to be asked for them.
+    pub(super) fn is_loaded(&self, at: usize) -> bool {
+        self.loaded.get(at).copied().unwrap_or(false)
     }
 
     /// What is here may not be what the engine has.
-    pub(super) fn unload(&mut self) {
-        self.loaded = false;
+    pub(super) fn unload(&mut self, at: usize) {
+        self.set_loaded(at, false);
+    }
+
+    fn set_loaded(&mut self, at: usize, loaded: bool) {
+        if let Some(of) = self.loaded.get_mut(at) {
+            *of = loaded;
+        }
     }
 
     /// How much has come, for [`Self::on_latest`].
@@ -81,11 +95,10 @@ impl Values {
     }
 
     /// Takes the next entry of a log.
-    pub(super) fn on_entry(&mut self, entry: Entry) {
+    pub(super) fn on_entry(&mut self, at: usize, entry: Entry) {
         if entry.payload == LOST {
             // What was lost may be here.
-            self.loaded = false;
-            return;
+            return self.unload(at);
         }
         match self.conflation.read(&entry.payload) {
             Ok((key, value)) => self.state.update(key, value, entry.position),
@@ -95,14 +108,14 @@ impl Values {
     }
 
     /// The engine's newest values, which was asked when `asked` had come.
-    pub(super) fn on_latest(&mut self, asked: u64, latest: Latest) {
+    pub(super) fn on_latest(&mut self, at: usize, asked: u64, latest: Latest) {
         let read = |entry: Entry| {
             let (key, value) = self.conflation.read(&entry.payload).ok()?;
             Some((key, value, entry.position))
         };
         let values = latest.entries.into_iter().filter_map(read).collect();
         self.state.replace(&latest.top, asked, values);
-        self.loaded = true;
+        self.set_loaded(at, true);
     }
 
     /// Lets those in who wait, when the newest entries are at `tops`.

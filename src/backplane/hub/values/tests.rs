@@ -15,7 +15,7 @@ use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use tokio::sync::broadcast;
 
-use super::super::{From, Hub, InboxLimit, Member};
+use super::super::{ChannelPlan, From, Hub, InboxLimit, Member};
 use super::*;
 use crate::backplane::channels::{ChannelRule, ChannelRules};
 use crate::backplane::engine::{
@@ -23,7 +23,7 @@ use crate::backplane::engine::{
     Slice,
 };
 use crate::backplane::memory::{MemoryEngine, Settings};
-use crate::backplane::position::{Place, Region};
+use crate::backplane::position::Place;
 use crate::backplane::recover::ReplayLimit;
 use crate::backplane::sink::{Sink, SinkLimit};
 use crate::grip::item::{Formats, Item as GripItem, WsMessage};
@@ -121,12 +121,13 @@ impl Engine for Unsteady {
 }
 
 fn metrics() -> Arc<BackplaneMetrics> {
-    crate::metrics::Metrics::new().backplane("eu")
+    crate::metrics::Metrics::new().backplane(&["eu"])
 }
 
-fn rules() -> Arc<ChannelRules> {
+fn plan() -> ChannelPlan {
     let conflate = Some(Conflation::default());
-    Arc::new(ChannelRules::new(vec![ChannelRule { prefix: "prices:".to_owned(), home: None, conflate }]))
+    let rules = ChannelRules::new(vec![ChannelRule { prefix: "prices:".to_owned(), home: None, conflate }]);
+    ChannelPlan { rules: Arc::new(rules), ..ChannelPlan::default() }
 }
 
 fn channel(name: &str) -> Channel {
@@ -188,7 +189,7 @@ async fn play(seed: u64) {
     let mut rng = StdRng::seed_from_u64(seed);
     let engine = Unsteady::new(seed, rng.random_range(1..30));
     let sink = SinkLimit { max_entries: rng.random_range(1..40), max_bytes: 1 << 20 };
-    let hub = Hub::start(engine.clone(), rules(), sink, metrics());
+    let hub = Hub::start_planned(vec![engine.clone()], plan(), sink, metrics());
     let channels = [channel("prices:a"), channel("prices:b")];
     let mut clients: Vec<Client> = (0..4).map(|_| Client::new(&hub)).collect();
     let mut expected: BTreeMap<Channel, BTreeMap<String, u64>> = BTreeMap::new();
@@ -258,7 +259,7 @@ async fn settle() {
 #[tokio::test(start_paused = true)]
 async fn it_ticks_only_while_something_is_new_for_somebody() {
     let (engine, metrics, prices) = (Unsteady::new(1, 100), metrics(), channel("prices:a"));
-    let hub = Hub::start(engine.clone(), rules(), SinkLimit::default(), metrics.clone());
+    let hub = Hub::start_planned(vec![engine.clone()], plan(), SinkLimit::default(), metrics.clone());
     let ticks = || metrics.conflation.ticks.get();
     engine.put(&prices, "x", 1).await;
     let mut client = Client::new(&hub);
@@ -295,7 +296,7 @@ async fn it_ticks_only_while_something_is_new_for_somebody() {
 async fn a_gap_is_repaired_from_the_engines_values_and_nobody_is_told() {
     let (engine, metrics, prices) = (Unsteady::new(1, 2), metrics(), channel("prices:a"));
     let sink = SinkLimit { max_entries: 1, max_bytes: 1 << 20 };
-    let hub = Hub::start(engine.clone(), rules(), sink, metrics.clone());
+    let hub = Hub::start_planned(vec![engine.clone()], plan(), sink, metrics.clone());
     let mut client = Client::new(&hub);
     client.subscribe(&prices, From::Now);
     settle().await;
@@ -312,7 +313,7 @@ async fn a_gap_is_repaired_from_the_engines_values_and_nobody_is_told() {
 #[tokio::test(start_paused = true)]
 async fn an_entry_that_says_of_a_loss_has_the_values_read_anew() {
     let (engine, prices) = (Unsteady::new(1, 100), channel("prices:a"));
-    let hub = Hub::start(engine.clone(), rules(), SinkLimit::default(), metrics());
+    let hub = Hub::start_planned(vec![engine.clone()], plan(), SinkLimit::default(), metrics());
     let mut client = Client::new(&hub);
     client.subscribe(&prices, From::Now);
     engine.put(&prices, "x", 1).await;
@@ -329,7 +330,7 @@ async fn an_entry_that_says_of_a_loss_has_the_values_read_anew() {
 #[tokio::test(start_paused = true)]
 async fn who_is_subscribed_to_both_kinds_of_channels_is_served_of_both() {
     let (engine, prices, room) = (Unsteady::new(1, 1000), channel("prices:a"), channel("room:a"));
-    let hub = Hub::start(engine.clone(), rules(), SinkLimit::default(), metrics());
+    let hub = Hub::start_planned(vec![engine.clone()], plan(), SinkLimit::default(), metrics());
     assert!(hub.conflates(&prices) && !hub.conflates(&room));
     let mut client = hub.join(InboxLimit::default());
     client.subscribe(&prices, From::Now, ANY);
