@@ -315,9 +315,9 @@ impl Track {
         out: &mut Vec<u8>,
     ) {
         self.pending_at = None;
-        self.lost = Vec::new();
+        let came_back = self.resumed || resumed || !std::mem::take(&mut self.lost).is_empty();
         self.regions.values_mut().for_each(|of| of.from = None);
-        let state = if self.resumed || resumed { SubState::Recovered } else { SubState::Live };
+        let state = if came_back { SubState::Recovered } else { SubState::Live };
         let heads = tops.iter().map(|top| top.to_string().into()).collect();
         let replayed = u64::try_from(values).unwrap_or(u64::MAX);
         tell(&Notice::Sub { channel: channel.as_str().into(), heads, state, replayed }, out);

@@ -33,7 +33,7 @@ use crate::metrics::{BackplaneMetrics, Metrics, RuleMetrics};
 use crate::tunnel;
 
 /// What this version can do, as backends are told.
-const FEATURES: [Feature; 10] = [
+const FEATURES: [Feature; 11] = [
     Feature::Status,
     Feature::Session,
     Feature::LinkNext,
@@ -43,6 +43,7 @@ const FEATURES: [Feature; 10] = [
     Feature::Filter(Filter::BuildId),
     Feature::Filter(Filter::VarSubst),
     Feature::Recover,
+    Feature::Conflate,
     Feature::Ack,
 ];
 
