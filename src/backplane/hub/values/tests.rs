@@ -46,9 +46,13 @@ struct Unsteady {
 
 impl Unsteady {
     fn new(seed: u64, max_entries: usize) -> Arc<Self> {
+        Self::of("eu", seed, max_entries)
+    }
+
+    fn of(region: &str, seed: u64, max_entries: usize) -> Arc<Self> {
         let retention = Retention { max_entries, ..Retention::default() };
         let settings = Settings { retention, ..Settings::default() };
-        let inner = MemoryEngine::new(Region::new("eu").unwrap(), settings).unwrap();
+        let inner = MemoryEngine::new(Region::new(region).unwrap(), settings).unwrap();
         let rng = Mutex::new(StdRng::seed_from_u64(seed));
         Arc::new(Self { inner, rng, failing: AtomicU32::new(0), asked: AtomicU32::new(0) })
     }
@@ -121,7 +125,7 @@ impl Engine for Unsteady {
 }
 
 fn metrics() -> Arc<BackplaneMetrics> {
-    crate::metrics::Metrics::new().backplane(&["eu"])
+    crate::metrics::Metrics::new().backplane(&["eu", "us"])
 }
 
 fn plan() -> ChannelPlan {
@@ -187,9 +191,12 @@ impl Client {
 
 async fn play(seed: u64) {
     let mut rng = StdRng::seed_from_u64(seed);
-    let engine = Unsteady::new(seed, rng.random_range(1..30));
+    let engines =
+        [("eu", seed), ("us", seed + 1)].map(|(region, seed)| Unsteady::of(region, seed, rng.random_range(1..30)));
     let sink = SinkLimit { max_entries: rng.random_range(1..40), max_bytes: 1 << 20 };
-    let hub = Hub::start_planned(vec![engine.clone()], plan(), sink, metrics());
+    let regions = if seed.is_multiple_of(3) { 2 } else { 1 };
+    let read = engines.iter().take(regions).map(|engine| engine.clone() as Arc<dyn Engine>).collect();
+    let hub = Hub::start_planned(read, plan(), sink, metrics());
     let channels = [channel("prices:a"), channel("prices:b")];
     let mut clients: Vec<Client> = (0..4).map(|_| Client::new(&hub)).collect();
     let mut expected: BTreeMap<Channel, BTreeMap<String, u64>> = BTreeMap::new();
@@ -202,7 +209,9 @@ async fn play(seed: u64) {
                 for _ in 0..rng.random_range(1..8) {
                     nth += 1;
                     let key = format!("k{}", rng.random_range(0..6));
-                    engine.put(channel, &key, nth).await;
+                    // Which of two is newer, their engines' clocks say: these began within a few milliseconds.
+                    tokio::time::sleep(Duration::from_millis(if regions > 1 { 10 } else { 0 })).await;
+                    engines[rng.random_range(0..regions)].put(channel, &key, nth).await;
                     expected.entry(channel.clone()).or_default().insert(key, nth);
                 }
             }
@@ -216,12 +225,12 @@ async fn play(seed: u64) {
             }
             58..61 => clients[at] = Client::new(&hub),
             61..80 => clients[at].take(rng.random_range(1..10)),
-            80..85 => engine.failing.store(rng.random_range(0..10), Ordering::Relaxed),
+            80..85 => engines[rng.random_range(0..regions)].failing.store(rng.random_range(0..10), Ordering::Relaxed),
             _ => tokio::time::sleep(Duration::from_millis(rng.random_range(0..3000))).await,
         }
         tokio::task::yield_now().await;
     }
-    engine.failing.store(0, Ordering::Relaxed);
+    engines.each_ref().map(|engine| engine.failing.store(0, Ordering::Relaxed));
     for _ in 0..3 {
         tokio::time::sleep(Duration::from_secs(10)).await;
         clients.iter_mut().for_each(|client| client.take(usize::MAX));
@@ -353,4 +362,31 @@ async fn who_is_subscribed_to_both_kinds_of_channels_is_served_of_both() {
     }
     assert_eq!((kinds.matches('m').count(), kinds.matches('p').count()), (50, 1));
     assert!(kinds.find('p') < Some(6), "values do not wait behind messages: {kinds}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_region_that_does_not_answer_holds_up_nobody_and_its_values_come_later() {
+    let (near, far, prices) = (Unsteady::of("eu", 1, 100), Unsteady::of("us", 2, 100), channel("prices:a"));
+    near.put(&prices, "x", 1).await;
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    far.put(&prices, "x", 2).await;
+    far.put(&prices, "y", 3).await;
+    far.failing.store(10, Ordering::Relaxed);
+    let hub = Hub::start_planned(vec![near.clone(), far.clone()], plan(), SinkLimit::default(), metrics());
+    let mut client = Client::new(&hub);
+    client.subscribe(&prices, From::Now);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    client.take(usize::MAX);
+    let got = |client: &Client| client.got[&prices].clone().unwrap().into_iter().collect::<Vec<_>>();
+    assert_eq!((got(&client), client.promised), (vec![("x".to_owned(), 1)], 1));
+    far.failing.store(0, Ordering::Relaxed);
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    client.take(usize::MAX);
+    assert_eq!(got(&client), [("x".to_owned(), 2), ("y".to_owned(), 3)]);
+    // Where both answer, what they have is given at once.
+    let mut late = Client::new(&hub);
+    late.subscribe(&prices, From::Now);
+    settle().await;
+    late.take(usize::MAX);
+    assert_eq!((got(&late).len(), late.promised, late.parts), (2, 2, 1));
 }
