@@ -37,9 +37,10 @@ class Reader {
   messages = 0;
   went = [];
 
-  constructor(url, read, protocols = []) {
-    this.socket = new WebSocket(url, protocols, { perMessageDeflate: true });
+  constructor(url, read, protocols = [], options = { perMessageDeflate: true }) {
+    this.socket = new WebSocket(url, protocols, options);
     this.others = [];
+    this.socket.on("upgrade", ({ headers }) => (this.agreed = headers["sec-websocket-extensions"]));
     this.socket.on("message", (data) => {
       const values = read(data);
       if (!values) return this.others.push(String(data));
@@ -168,7 +169,14 @@ test("values come as one array a tick where the rule says so", async () => {
   await reader.has(feed.expected);
   // One request is stored within a tick or two.
   assert.ok(reader.sent === 50 && reader.messages < 50, `${reader.sent} in ${reader.messages}`);
-  await reader.leave();
+  // Compressed or not, by the largest window or another.
+  const others = await Promise.all([false, true, { serverMaxWindowBits: 10 }].map((perMessageDeflate) =>
+    new Reader(`${gate.ws}/ticker:a`, array, [], { perMessageDeflate }).ready()));
+  const agreed = others.map(({ agreed }) => agreed?.replace(/; \w+_no_context_takeover/g, ""));
+  assert.deepEqual(agreed, [undefined, "permessage-deflate", "permessage-deflate; server_max_window_bits=10"]);
+  await feed.send(gate, symbols(50));
+  for (const other of others) await other.has(feed.expected);
+  await Promise.all([reader, ...others].map((each) => each.leave()));
 });
 
 test("a client of the subprotocol gets positions with values, and a snapshot wherever it was", async () => {

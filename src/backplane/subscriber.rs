@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use super::engine::{Channel, MessageId};
-use super::hub::{Form, From, Member, Notice, Part, Publication};
+use super::hub::{From, Member, Notice, Part, Publication};
 use super::position::{EntryId, Place, Position, Region};
 use super::recover::{Recovery, ReplayLimit, Why};
 use super::rendered::{Message, close_frame, frame, payload_frame};
@@ -57,6 +57,8 @@ pub struct Subscriber {
     refresh: bool,
     /// Where the client speaks the subprotocol `sluicegate.v1`.
     resume: Option<Box<Resume>>,
+    /// Whether newest values are compressed for it.
+    deflates: bool,
 }
 
 /// What a client has missed of a channel, and its backend can be asked for.
@@ -107,6 +109,7 @@ impl Subscriber {
             missed: VecDeque::new(),
             refresh: false,
             resume: None,
+            deflates: false,
         }
     }
 
@@ -117,8 +120,22 @@ impl Subscriber {
         let resume = Resume::new(settings, now);
         resume.hello(out);
         self.resume = Some(Box::new(resume));
-        self.member.set_form(Form::Lined);
+        self.member.form().lined = true;
         self
+    }
+
+    /// The same for a client that may be sent compressed messages within the largest window: what all such clients get of a
+    /// channel of newest values is compressed once for all of them.
+    #[must_use]
+    pub fn compressing(mut self) -> Self {
+        self.member.form().deflated = true;
+        self.deflates = true;
+        self
+    }
+
+    /// Whether some of what it appends is compressed.
+    pub fn deflates(&self) -> bool {
+        self.deflates
     }
 
     /// Whether the client speaks the subprotocol: then a message of its backend has an empty line in front

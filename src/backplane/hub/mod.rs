@@ -197,7 +197,7 @@ impl Hub {
             latency: None,
             taken: 0,
             began: BTreeMap::new(),
-            form: Form::Plain,
+            form: Form::default(),
             served: None,
             values_next: false,
         }
@@ -414,9 +414,9 @@ impl Member {
         self.hub.conflates(channel)
     }
 
-    /// Has newest values given to it in another form than that of contents alone.
-    pub fn set_form(&mut self, form: Form) {
-        self.form = form;
+    /// What it is given newest values in.
+    pub fn form(&mut self) -> &mut Form {
+        &mut self.form
     }
 
     fn forget(&mut self, channel: &Channel) -> Option<Arc<Mutex<Local>>> {

@@ -230,7 +230,7 @@ async fn play(seed: u64) {
         }
         tokio::task::yield_now().await;
     }
-    engines.each_ref().map(|engine| engine.failing.store(0, Ordering::Relaxed));
+    engines.iter().for_each(|engine| engine.failing.store(0, Ordering::Relaxed));
     for _ in 0..3 {
         tokio::time::sleep(Duration::from_secs(10)).await;
         clients.iter_mut().for_each(|client| client.take(usize::MAX));
