@@ -25,7 +25,7 @@ rules: [{ name: feed, upstream: app, backplane: grip }]
 
 /** A gateway, and where it takes publications. */
 async function start(port, engine) {
-  const gate = await gateway(configuration(port, engine), {}, ["--debug"]);
+  const gate = await gateway(configuration(port, engine), {}, {}, ["--debug"]);
   const { address } = await gate.line({ event: "listening", listener: "publish" });
   return { ...gate, publish: `http://${address}/publish` };
 }

@@ -149,8 +149,11 @@ impl Subscriber {
     /// # Errors
     /// How it breaks the subprotocol.
     pub fn hear(&mut self, message: FromClient<'_>, now: Instant) -> Result<(), &'static str> {
-        let Self { resume: Some(resume), subscriptions, .. } = self else { return Ok(()) };
-        let is_subscribed = |channel: &str| Channel::new(channel).is_ok_and(|name| subscriptions.contains_key(&name));
+        let Self { resume: Some(resume), subscriptions, member, .. } = self else { return Ok(()) };
+        // Of newest values nothing is missed.
+        let is_subscribed = |channel: &str| {
+            Channel::new(channel).is_ok_and(|name| subscriptions.contains_key(&name) && !member.conflates(&name))
+        };
         let begun = resume.hear(message, now, is_subscribed)?;
         self.join(begun);
         Ok(())

@@ -94,6 +94,24 @@ contract! {
     a_full_sink_is_told_of_and_nothing_is_lost
     many_channels_share_a_sink
     names_and_payloads_are_any_bytes
+}
+
+/// The same for those that keep newest values.
+macro_rules! values {
+    ($($case:ident)*) => {
+        mod memory_values {
+            $(#[tokio::test] async fn $case() { super::$case(super::in_memory).await })*
+        }
+        mod redis_values {
+            $(#[tokio::test] async fn $case() { super::$case(super::over_redis).await })*
+        }
+        mod cluster_values {
+            $(#[tokio::test] async fn $case() { super::$case(super::over_cluster).await })*
+        }
+    };
+}
+
+values! {
     the_newest_value_of_each_key_is_kept_beside_the_log
     a_repeated_message_does_not_change_the_newest_value
     newest_values_outlive_the_retention_of_the_log
@@ -484,7 +502,7 @@ async fn names_and_payloads_are_any_bytes<F: Future<Output = Made>>(make: fn(Wis
     }
 }
 
-/// Who publishes values asks only engines that keep them; all here do.
+/// The newest values of a channel: the number and the payload of each; and the number of its newest entry.
 async fn latest(made: &Made, name: &str) -> (Vec<(u64, String)>, u64) {
     assert!(made.engine.capabilities().latest);
     let found = made.engine.latest(&channel(name)).await.unwrap();
