@@ -208,6 +208,16 @@ test("a client of the subprotocol gets positions with values, and a snapshot whe
     const { s, n } = again.find(([line]) => line.t === "sub")[0];
     assert.deepEqual([s, n, again.some(([line]) => line.t === "gap")], ["recovered", 2, false], place);
   }
+  // Nor when it comes too late to be asked for.
+  const late = new WebSocket(`${gate.ws}/prices:c`, ["sluicegate.v1"]);
+  const heard = [];
+  late.on("message", (data) => heard.push(split(data)));
+  await eventually(() => heard, (all) => all.some(([line]) => line.t === "sub"));
+  late.send(`${JSON.stringify({ t: "resume", ch: { "prices:c": [values[0][0].p] } })}\n`);
+  late.send("\nhello");
+  await eventually(() => heard, (all) => all.some(([, text]) => text === "you said: hello"));
+  assert.equal(heard.some(([line]) => line.t === "gap"), false);
+  late.terminate();
   const ticker = new Feed("ticker:c");
   await ticker.send(gate, ["x", "y"]);
   const joined = (await enter({ t: "new" }, "ticker:c")).filter(([line]) => line.p);
