@@ -8,6 +8,7 @@ mod ingest;
 mod reader;
 mod sentinel;
 mod server;
+mod values;
 
 use std::sync::Arc;
 use std::time::Duration;
