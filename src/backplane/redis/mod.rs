@@ -353,10 +353,11 @@ impl Shared {
             .key(keys::log(channel))
             .key(keys::dedupe(channel, &item.id))
             .key(keys::values(channel))
+            .key(keys::life(channel))
             .arg(&item.payload[..])
             .arg(item.id.as_str())
             .arg(session.lineage.as_str())
-            .arg(format!("{:08x}", rand::random::<u32>()))
+            .arg(fresh())
             .arg(settings.retention.max_entries.max(1))
             .arg(settings.retention.max_bytes)
             .arg(millis(settings.retention.max_age))
@@ -386,6 +387,7 @@ impl Shared {
         script
             .key(keys::stream(channel))
             .key(keys::log(channel))
+            .key(keys::life(channel))
             .arg(after.map_or(0, |position| position.n))
             .arg(
                 after
@@ -394,7 +396,8 @@ impl Shared {
                     .unwrap_or_default(),
             )
             .arg(limit.max_entries)
-            .arg(limit.max_bytes);
+            .arg(limit.max_bytes)
+            .arg(fresh());
         let mut reads = session.reads.clone();
         match self.within(session, keys::partition(channel), script.invoke_async(&mut reads)).await {
             Ok(answer) => wire::slice(answer, &self.region, &session.lineage, after),
@@ -406,7 +409,12 @@ impl Shared {
     async fn latest(&self, session: &Session, channel: &Channel) -> Result<Latest, EngineError> {
         let limit = &self.settings.latest;
         let mut script = LATEST.prepare_invoke();
-        script.key(keys::log(channel)).key(keys::values(channel)).arg(limit.max_keys).arg(limit.max_bytes);
+        script
+            .key(keys::log(channel))
+            .key(keys::values(channel))
+            .key(keys::life(channel))
+            .arg(limit.max_keys)
+            .arg(limit.max_bytes);
         let mut reads = session.reads.clone();
         match self.within(session, keys::partition(channel), script.invoke_async(&mut reads)).await {
             Ok(answer) => wire::latest(answer, &self.region, &session.lineage),
@@ -575,6 +583,11 @@ impl Shared {
         // Nobody may be listening.
         let _ = self.events.send(event);
     }
+}
+
+/// What tells one life of a log, or of a store, from another.
+fn fresh() -> String {
+    format!("{:08x}", rand::random::<u32>())
 }
 
 fn millis(duration: Duration) -> u64 {
