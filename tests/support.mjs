@@ -43,16 +43,19 @@ export async function backend(script, env = {}, wanted = 0) {
 
 /**
  * Runs the gateway on a configuration, in which `{ bind: 127.0.0.1:0 }` stands for every address; `files` are put
- * beside it. `log` has its lines so far; `line` waits for one that holds the given fields, and `metric` for the value of a
- * series.
+ * beside it, and `options` are given behind. `log` has its lines so far; `line` waits for one that holds the given fields,
+ * and `metric` for the value of a series.
  */
-export async function gateway(configuration, files = {}, env = {}) {
+export async function gateway(configuration, files = {}, env = {}, options = []) {
   const folder = await temporaryFolder();
   const file = join(folder, "sluicegate.yaml");
   for (const [name, text] of Object.entries({ ...files, "sluicegate.yaml": configuration })) {
     await writeFile(join(folder, name), text);
   }
-  const child = spawn(SLUICEGATE, ["run", "-c", file], { stdio: ["ignore", "ignore", "pipe"], env: { ...process.env, ...env } });
+  const child = spawn(SLUICEGATE, ["run", "-c", file, ...options], {
+    stdio: ["ignore", "ignore", "pipe"],
+    env: { ...process.env, ...env },
+  });
   const exited = new Promise((resolve) => child.once("exit", (code, signal) => resolve({ code, signal })));
   const log = [];
   let stray = "";

@@ -109,6 +109,9 @@ pub trait Engine: fmt::Debug + Send + Sync {
 
     /// The newest entry of each key of a channel whose items have keys, in the order of their numbers, and where the log is.
     ///
+    /// The newest of a key is the one with the highest number. They are kept for as long as the log lives, however old,
+    /// within a [`LatestLimit`]: an item with a key that does not fit is refused.
+    ///
     /// # Errors
     /// Nothing was changed; it can be tried again, but not where [`Capabilities::latest`] is not.
     async fn latest(&self, _channel: &Channel) -> Result<Latest, EngineError> {
@@ -258,6 +261,21 @@ impl Default for Retention {
     }
 }
 
+/// How much is kept of the newest values of a channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LatestLimit {
+    /// Keys. Default 10,000.
+    pub max_keys: usize,
+    /// Bytes of keys, payloads and message ids. Default 16 MiB.
+    pub max_bytes: usize,
+}
+
+impl Default for LatestLimit {
+    fn default() -> Self {
+        Self { max_keys: 10_000, max_bytes: 16 << 20 }
+    }
+}
+
 /// How long a message's id is remembered by default.
 pub const DEDUPE_WINDOW: Duration = Duration::from_secs(300);
 
@@ -370,6 +388,14 @@ pub enum EngineError {
         /// What a channel may have.
         limit_bytes: usize,
     },
+    /// The newest values of the channel would be more than are kept: of other keys, or in bytes.
+    #[error("the newest values of a channel may have {limit_keys} keys and {limit_bytes} bytes")]
+    TooManyValues {
+        /// Keys that a channel may have.
+        limit_keys: usize,
+        /// Bytes that they and their values may have.
+        limit_bytes: usize,
+    },
     /// There is no connection.
     #[error("the engine is not reachable")]
     Unreachable,
@@ -411,6 +437,11 @@ impl Item {
     /// What the item takes of a channel's bytes.
     pub fn size_bytes(&self) -> usize {
         self.payload.len() + self.id.as_str().len()
+    }
+
+    /// What it takes of a channel's newest values.
+    pub fn value_bytes(&self, key: &Key) -> usize {
+        key.as_str().len() + self.size_bytes()
     }
 
     /// Refuses what no log could keep.
@@ -481,6 +512,13 @@ impl Key {
     /// Its text.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+}
+
+impl LatestLimit {
+    /// What a publication is refused with that does not fit.
+    pub const fn refusal(&self) -> EngineError {
+        EngineError::TooManyValues { limit_keys: self.max_keys, limit_bytes: self.max_bytes }
     }
 }
 

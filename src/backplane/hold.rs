@@ -92,7 +92,8 @@ impl Held {
             let next = match poll_fn(|cx| self.member.poll_next(cx)).await {
                 Notice::Publication(publication) => self.publication(&publication),
                 Notice::Subscribed { recovery: Recovery::Gap(_), .. } | Notice::Gap { .. } => Some(Next::Ask),
-                Notice::Subscribed { .. } | Notice::Region { .. } => None,
+                // A hold on a channel of newest values is refused before.
+                Notice::Subscribed { .. } | Notice::Region { .. } | Notice::Values { .. } | Notice::Part(..) => None,
                 Notice::Overrun(_) => Some(Next::Overrun),
             };
             if let Some(next) = next {

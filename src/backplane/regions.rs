@@ -98,5 +98,5 @@ impl Regions {
 
 /// Whether no other engine would take it either.
 fn is_of_the_item(reason: &EngineError) -> bool {
-    matches!(reason, EngineError::TooLarge { .. } | EngineError::Foreign)
+    matches!(reason, EngineError::TooLarge { .. } | EngineError::TooManyValues { .. } | EngineError::Foreign)
 }

@@ -304,6 +304,25 @@ impl Track {
         tell(&Notice::Sub { channel: channel.into(), heads: vec![head.into()], state, replayed }, out);
     }
 
+    /// The subscription to a channel of newest values is in force: all of them follow, wherever the client was. Of what it
+    /// had, nothing that still counts can be missing.
+    pub(super) fn values(
+        &mut self,
+        channel: &Channel,
+        tops: &[Position],
+        values: usize,
+        resumed: bool,
+        out: &mut Vec<u8>,
+    ) {
+        self.pending_at = None;
+        let came_back = self.resumed || resumed || !std::mem::take(&mut self.lost).is_empty();
+        self.regions.values_mut().for_each(|of| of.from = None);
+        let state = if came_back { SubState::Recovered } else { SubState::Live };
+        let heads = tops.iter().map(|top| top.to_string().into()).collect();
+        let replayed = u64::try_from(values).unwrap_or(u64::MAX);
+        tell(&Notice::Sub { channel: channel.as_str().into(), heads, state, replayed }, out);
+    }
+
     /// Messages of the channel may be missing.
     pub(super) fn gap(&mut self, channel: &Channel, why: Why, top: &Position, out: &mut Vec<u8>) {
         self.regions.entry(top.region.clone()).or_default().last = Some(top.clone());

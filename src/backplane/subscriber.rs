@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use super::engine::{Channel, MessageId};
-use super::hub::{From, Member, Notice, Publication};
+use super::hub::{From, Member, Notice, Part, Publication};
 use super::position::{EntryId, Place, Position, Region};
 use super::recover::{Recovery, ReplayLimit, Why};
 use super::rendered::{Message, close_frame, frame, payload_frame};
@@ -57,6 +57,8 @@ pub struct Subscriber {
     refresh: bool,
     /// Where the client speaks the subprotocol `sluicegate.v1`.
     resume: Option<Box<Resume>>,
+    /// Whether newest values are compressed for it.
+    deflates: bool,
 }
 
 /// What a client has missed of a channel, and its backend can be asked for.
@@ -107,6 +109,7 @@ impl Subscriber {
             missed: VecDeque::new(),
             refresh: false,
             resume: None,
+            deflates: false,
         }
     }
 
@@ -117,7 +120,22 @@ impl Subscriber {
         let resume = Resume::new(settings, now);
         resume.hello(out);
         self.resume = Some(Box::new(resume));
+        self.member.form().lined = true;
         self
+    }
+
+    /// The same for a client that may be sent compressed messages within the largest window: what all such clients get of a
+    /// channel of newest values is compressed once for all of them.
+    #[must_use]
+    pub fn compressing(mut self) -> Self {
+        self.member.form().deflated = true;
+        self.deflates = true;
+        self
+    }
+
+    /// Whether some of what it appends is compressed.
+    pub fn deflates(&self) -> bool {
+        self.deflates
     }
 
     /// Whether the client speaks the subprotocol: then a message of its backend has an empty line in front
@@ -131,8 +149,11 @@ impl Subscriber {
     /// # Errors
     /// How it breaks the subprotocol.
     pub fn hear(&mut self, message: FromClient<'_>, now: Instant) -> Result<(), &'static str> {
-        let Self { resume: Some(resume), subscriptions, .. } = self else { return Ok(()) };
-        let is_subscribed = |channel: &str| Channel::new(channel).is_ok_and(|name| subscriptions.contains_key(&name));
+        let Self { resume: Some(resume), subscriptions, member, .. } = self else { return Ok(()) };
+        // Of newest values nothing is missed.
+        let is_subscribed = |channel: &str| {
+            Channel::new(channel).is_ok_and(|name| subscriptions.contains_key(&name) && !member.conflates(&name))
+        };
         let begun = resume.hear(message, now, is_subscribed)?;
         self.join(begun);
         Ok(())
@@ -187,11 +208,15 @@ impl Subscriber {
 
     fn subscribe(&mut self, subscribe: Subscribe, now: Instant) -> Effect {
         let Subscribe { channel, filters, prev_id, recover, mode } = subscribe;
-        // Without an effect they would deliver something else than was asked for.
-        if mode == Mode::Latest {
-            return Effect::Ignored("mode latest is not in this version");
-        }
         let Ok(channel) = Channel::new(&channel) else { return Effect::Ignored("the channel's name is too long") };
+        // Without an effect they would deliver something else than was asked for.
+        let conflates = self.member.conflates(&channel);
+        if mode == Mode::Latest && !conflates {
+            return Effect::Ignored("mode latest is for channels with a rule that has `conflate`");
+        }
+        if conflates && !filters.as_slice().is_empty() {
+            return Effect::Ignored("a channel of newest values has no filters: they are the same for all");
+        }
         let is_new = !self.subscriptions.contains_key(&channel);
         if is_new && self.subscriptions.len() >= self.limits.subscriptions {
             return Effect::Ignored("the connection has as many subscriptions as it may");
@@ -286,6 +311,16 @@ impl Subscriber {
         let gapped = match notice {
             Notice::Publication(publication) => return self.publication(&publication, out),
             Notice::Overrun(_) => return self.over = Some(Over::Overrun),
+            Notice::Part(channel, part) => return self.part(&channel, &part, out),
+            Notice::Values { channel, tops, values, resumed } => {
+                if let Some(subscription) = self.subscriptions.get_mut(&channel) {
+                    subscription.links = 0;
+                    if let Some(track) = &mut subscription.track {
+                        track.values(&channel, &tops, values, resumed, out);
+                    }
+                }
+                return;
+            }
             Notice::Subscribed { channel, top, recovery } => {
                 let gapped = matches!(recovery, Recovery::Gap(_));
                 if let Some(subscription) = self.subscriptions.get_mut(&channel) {
@@ -419,6 +454,15 @@ impl Subscriber {
                 Some(track) => track.unseen(channel, position, out),
                 None => {}
             }
+        }
+    }
+
+    /// Newest values, as frames that are the same for all.
+    fn part(&mut self, channel: &Channel, part: &Part, out: &mut Vec<u8>) {
+        let Some(subscription) = self.subscriptions.get_mut(channel) else { return };
+        out.extend_from_slice(&part.frames);
+        if let Some(track) = &mut subscription.track {
+            track.seen(&part.newest);
         }
     }
 

@@ -11,7 +11,7 @@ use super::model::{Backplane, EngineKind, GripSignature, Publish};
 use super::ranges;
 use super::raw_backplane::{RawBackplane, RawEngine, RawHistory, RawPublish};
 use super::units::{Count, Size};
-use super::{build_nats, build_rabbitmq, build_redis, files};
+use super::{build_channels, build_nats, build_rabbitmq, build_redis, files};
 use crate::backplane::engine::{DEDUPE_WINDOW, Retention};
 use crate::backplane::position::{MAX_REGIONS, Region};
 use crate::grip::signature::{SigningKey, VerifyingKey};
@@ -32,6 +32,10 @@ pub(super) fn build(raw: &RawBackplane, base: &KeyPath, report: &mut Report<'_>)
     let regions = regions(raw, base, report);
     let publish_failover = publish_failover(raw, base, report);
     let ingest = build_redis::ingest(&raw.ingest, engine.as_ref(), base, report);
+    // Those with a fault have said so.
+    let engines = engine.iter().chain(regions.iter().flatten().map(|(_, engine)| engine));
+    let keeps_latest = engines.into_iter().all(EngineKind::keeps_latest);
+    let channels = build_channels::build(&raw.channels, keeps_latest, &ingest, base, report);
     let retention = history(&raw.history, &base.key("history"), report);
     let dedupe_window = raw.dedupe_window.map_or(DEDUPE_WINDOW, |span| span.0);
     report.extend(base, range::span("dedupe_window", dedupe_window, &ranges::DEDUPE_WINDOW));
@@ -60,6 +64,7 @@ pub(super) fn build(raw: &RawBackplane, base: &KeyPath, report: &mut Report<'_>)
         publish_failover: publish_failover?,
         required_for_readiness: raw.required_for_readiness.unwrap_or(false),
         ingest,
+        channels,
         retention,
         dedupe_window,
         publish,

@@ -135,6 +135,12 @@ fn place_backplane(backplane: &mut Value, main: &Source) {
         "grip": { "sig_iss": "sluicegate" },
     });
     *backplane = over(&defaults, Some(backplane));
+    let conflate = json!({ "interval": "100ms", "key": "meta:conflate-key", "join": "messages" });
+    for channel in backplane.get_mut("channels").into_iter().flat_map(items) {
+        if let Some(written) = at(channel, "conflate").filter(|written| written.is_object()) {
+            *written = over(&conflate, Some(written));
+        }
+    }
     for (at_key, key) in [
         ("engine.nats", "password_file"),
         ("engine.rabbitmq", "password_file"),

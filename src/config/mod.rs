@@ -6,6 +6,7 @@
 
 mod build;
 mod build_backplane;
+mod build_channels;
 mod build_nats;
 mod build_proxy;
 mod build_rabbitmq;

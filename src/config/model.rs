@@ -11,6 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::effective::Effective;
+use crate::backplane::channels::ChannelRules;
 use crate::backplane::engine::{DEDUPE_WINDOW, Retention};
 use crate::backplane::hub::InboxLimit;
 use crate::backplane::nats;
@@ -252,6 +253,8 @@ pub struct Backplane {
     pub required_for_readiness: bool,
     /// Streams there that others fill.
     pub ingest: Vec<IngestRule>,
+    /// What channels are, by how their names begin.
+    pub channels: ChannelRules,
     /// How much is kept of each channel.
     pub retention: Retention,
     /// How long a publication's id is known.
@@ -271,6 +274,7 @@ impl Default for Backplane {
             publish_failover: Vec::new(),
             required_for_readiness: false,
             ingest: Vec::new(),
+            channels: ChannelRules::default(),
             retention: Retention::default(),
             dedupe_window: DEDUPE_WINDOW,
             publish: None,
@@ -312,6 +316,16 @@ pub struct RedisAccess {
     pub credentials: Credentials,
     /// The user and the password at sentinels.
     pub sentinel_credentials: Credentials,
+}
+
+impl EngineKind {
+    /// Whether it keeps the newest value of each key of a channel.
+    pub const fn keeps_latest(&self) -> bool {
+        match self {
+            Self::Memory | Self::Redis(_) => true,
+            Self::Nats(_) | Self::RabbitMq(_) => false,
+        }
+    }
 }
 
 impl fmt::Debug for EngineKind {

@@ -45,6 +45,9 @@ pub struct RawBackplane {
     /// Streams in the engine's Redis that others fill with plain XADD, delivered as channels. Default: none. At most 64;
     /// only with Redis, and not in a Cluster.
     pub ingest: Vec<RawIngest>,
+    /// What channels are, by how their names begin. Default: none. At most 64; of several that fit a channel the one with
+    /// the longest `prefix` counts.
+    pub channels: Vec<RawChannel>,
     /// Where publishers publish. Default: nowhere.
     pub publish: Option<RawPublish>,
     /// How backends know this gateway.
@@ -198,6 +201,40 @@ pub struct RawIngest {
     pub id_field: Option<String>,
     /// The field with what is sent. Required.
     pub data_field: Option<String>,
+}
+
+/// What channels are whose names begin so.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+#[schemars(extend("required" = ["prefix"]))]
+pub struct RawChannel {
+    /// What their names begin with, such as `prices:`; 1 to 512 bytes. Required.
+    pub prefix: Option<String>,
+    /// The region that their publications are appended to. Default: none. Not in this version.
+    pub home: Option<String>,
+    /// Of each key only the newest value counts, as of prices. Default: none.
+    pub conflate: Option<RawConflate>,
+}
+
+/// How channels are sent of which only the newest value of each key counts.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawConflate {
+    /// How often what has changed is sent. Default 100ms, 10ms to 10s.
+    pub interval: Option<Span>,
+    /// What a publication is the newest value of: `meta:NAME`, an entry of its `meta`; or `json:POINTER`, a string or a
+    /// whole number in its content (RFC 6901). Default `meta:conflate-key`.
+    pub key: Option<String>,
+    /// What a client gets of what has changed. Default `messages`.
+    pub join: Option<RawJoin>,
+}
+
+/// A message for each value, or a text message that is a JSON array of the values, which have to be JSON.
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum RawJoin {
+    Messages,
+    JsonArray,
 }
 
 /// Where publishers publish: `POST /publish`, as GRIP has it.

@@ -14,8 +14,9 @@ use super::engines;
 use super::socket::Socket;
 use super::upstreams::{Preference, Upstream};
 use crate::admin::Readiness;
+use crate::backplane::channels::ChannelRules;
 use crate::backplane::engine::Channel;
-use crate::backplane::hub::{Hub, InboxLimit, Member};
+use crate::backplane::hub::{ChannelPlan, Hub, InboxLimit, Member};
 use crate::backplane::position::{PositionError, Region};
 use crate::backplane::regions::{Homes, Regions};
 use crate::backplane::resume;
@@ -29,10 +30,11 @@ use crate::grip::extension::OptIn;
 use crate::grip::filters::Filter;
 use crate::grip::headers::{Added, Feature, add_request};
 use crate::metrics::{BackplaneMetrics, Metrics, RuleMetrics};
-use crate::tunnel;
+use crate::tunnel::{self, Compression};
+use crate::ws::deflate::WINDOW_BITS;
 
 /// What this version can do, as backends are told.
-const FEATURES: [Feature; 10] = [
+const FEATURES: [Feature; 11] = [
     Feature::Status,
     Feature::Session,
     Feature::LinkNext,
@@ -42,6 +44,7 @@ const FEATURES: [Feature; 10] = [
     Feature::Filter(Filter::BuildId),
     Feature::Filter(Filter::VarSubst),
     Feature::Recover,
+    Feature::Conflate,
     Feature::Ack,
 ];
 
@@ -54,6 +57,8 @@ pub struct Backplane {
     pub regions: Regions,
     /// Who is subscribed on this node.
     pub hub: Arc<Hub>,
+    /// What channels are, by how their names begin.
+    pub channels: Arc<ChannelRules>,
     /// What bounds GRIP.
     pub limits: Limits,
     /// What is counted.
@@ -85,7 +90,9 @@ impl Backplane {
         let homes = Homes::default();
         let regions = Regions::new(engines, failover, homes.clone());
         let home = Box::new(move |channel: &Channel| homes.of(channel));
-        let hub = Hub::start_homed(regions.engines().to_vec(), home, SinkLimit::default(), metrics.clone());
+        let channels = Arc::new(config.channels.clone());
+        let plan = ChannelPlan { homes: home, rules: channels.clone() };
+        let hub = Hub::start_planned(regions.engines().to_vec(), plan, SinkLimit::default(), metrics.clone());
         for (nth, engine) in regions.engines().iter().enumerate() {
             let shown = Shown {
                 nth,
@@ -98,7 +105,7 @@ impl Backplane {
             watch(engine, nth == 0 && engines::is_here(&config.engine), shown);
         }
         let (limits, signature) = (Limits::default(), config.signature.clone());
-        Ok(Arc::new(Self { regions, hub, limits, metrics, signature, random: SystemRandom::new() }))
+        Ok(Arc::new(Self { regions, hub, channels, limits, metrics, signature, random: SystemRandom::new() }))
     }
 
     /// Adds what every request to a backend has: who asks, and what it can do; with `offer` also the offer of GRIP, in the
@@ -175,18 +182,18 @@ pub struct RuleBackplane {
 }
 
 impl RuleBackplane {
-    /// The stream of a backend that has opted in, with what was read of it behind its 101. `backend` is the same over
-    /// HTTP, and `resume` for a client that was answered the subprotocol `sluicegate.v1`.
+    /// The stream of a backend that has opted in, with what was read of it behind its 101, for a client. `backend` is the
+    /// same over HTTP, and `resume` for a client that was answered the subprotocol `sluicegate.v1`.
     pub fn upstream(
         &self,
         io: Socket,
         preread: Vec<u8>,
         opt_in: OptIn,
         backend: Arc<ClientBackend>,
-        (rule, metrics): (&str, &RuleMetrics),
+        (rule, subscriber): (&str, Subscriber),
         resume: Option<resume::Settings>,
     ) -> GripUpstream<Socket> {
-        let (limits, subscriber) = (self.shared.limits.clone(), self.subscriber(metrics));
+        let limits = self.shared.limits.clone();
         let setup = Setup { opt_in, limits, subscriber, backend: Arc::new(backend), resume, rule: rule.to_owned() };
         GripUpstream::new(io, preread, setup)
     }
@@ -196,9 +203,16 @@ impl RuleBackplane {
         self.shared.hub.join(self.queue).measured(metrics.message_latency_backplane.clone())
     }
 
-    /// A client, without a subscription yet.
-    pub fn subscriber(&self, metrics: &RuleMetrics) -> Subscriber {
-        Subscriber::new(self.member(metrics), self.shared.limits.clone())
+    /// A client, without a subscription yet, of a session with this compression.
+    pub fn subscriber(&self, metrics: &RuleMetrics, compression: Compression) -> Subscriber {
+        let subscriber = Subscriber::new(self.member(metrics), self.shared.limits.clone());
+        match compression {
+            // For smaller windows the tunnel compresses, for each by itself.
+            Compression::Terminate { window_bits: WINDOW_BITS } if self.shared.channels.conflate() => {
+                subscriber.compressing()
+            }
+            _ => subscriber,
+        }
     }
 
     /// The backend over HTTP, for the client whose handshake was `sent`. `timeout` is for its answers.

@@ -19,6 +19,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 
 use super::backplane::Backplane;
+use crate::backplane::channels::ValueError;
 use crate::backplane::engine::{Channel, EngineError, Item as Stored, MessageId};
 use crate::config::Publish;
 use crate::events::Event;
@@ -228,8 +229,14 @@ impl Publisher {
             match self.backplane.regions.publish(&channel, &item).await {
                 Ok(placed) => self.backplane.metrics.placed(placed.failed_over, placed.published.repeated),
                 Err(error) => {
-                    if let EngineError::TooLarge { .. } = error.reason {
-                        return Answer::text(413, format!("Item is too large: {error}\n"));
+                    match error.reason {
+                        EngineError::TooLarge { .. } => {
+                            return Answer::text(413, format!("Item is too large: {error}\n"));
+                        }
+                        EngineError::TooManyValues { .. } => {
+                            return Answer::text(413, format!("Channel is full: {error}\n"));
+                        }
+                        _ => {}
                     }
                     Event::new("publish_failed").field("detail", error.to_string()).emit();
                     let text = "Item could not be stored. Publish it again: with an id it is stored once.\n";
@@ -246,8 +253,8 @@ impl Publisher {
     }
 
     /// What the engine is given of an item. One without an id gets one of ours, unless the request has a key.
-    fn stored(&self, item: &Item, key: Option<&str>, at: usize) -> Result<(Channel, Stored), Answer> {
-        let id = match (&item.id, key) {
+    fn stored(&self, item: &Item, idempotency: Option<&str>, at: usize) -> Result<(Channel, Stored), Answer> {
+        let id = match (&item.id, idempotency) {
             (Some(id), _) => MessageId::new(id),
             (None, Some(key)) => MessageId::new(&format!("{key}:{at}")),
             (None, None) => MessageId::new(&format!("{:032x}", rand::random::<u128>())),
@@ -258,9 +265,12 @@ impl Publisher {
         if self.backplane.regions.is_foreign(&channel) {
             return Err(Answer::text(400, "Channel is filled by its own producer: add to its stream in Redis.\n"));
         }
+        let no_value = |why: ValueError| Answer::text(400, format!("Item on a channel of newest values {why}\n"));
+        let conflation = self.backplane.channels.conflation(&channel);
+        let key = conflation.map(|of| of.key_of(item)).transpose().map_err(no_value)?;
         let mut payload = Vec::new();
         item.encode(&mut payload);
-        Ok((channel, Stored { id, key: None, payload: Bytes::from(payload) }))
+        Ok((channel, Stored { id, key, payload: Bytes::from(payload) }))
     }
 }
 

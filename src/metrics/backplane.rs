@@ -27,6 +27,8 @@ pub struct BackplaneMetrics {
     subscriptions: IntGauge,
     /// Bytes that wait in this process for peers; what waits for subscribers is among them.
     pub queued_bytes: IntGauge,
+    /// Of channels of newest values.
+    pub conflation: ConflationMetrics,
     /// Of each region whose logs are read, ours first.
     regions: Vec<RegionMetrics>,
 }
@@ -43,6 +45,19 @@ struct RegionMetrics {
 
 /// The upper ends of the buckets of the lag.
 const LAG_SECONDS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0, 30.0];
+
+/// What is counted of channels of which only the newest value of each key counts.
+#[derive(Debug)]
+pub struct ConflationMetrics {
+    /// Ticks that had something.
+    pub ticks: IntCounter,
+    /// Publications that a newer one of the same key replaced before they were sent.
+    pub replaced: IntCounter,
+    /// Subscriptions that were given all values.
+    pub subscribed: IntCounter,
+    /// Times that a subscriber had skipped ticks, and was given what has changed since.
+    pub behind: IntCounter,
+}
 
 const WHYS: [(Why, &str); 3] = [(Why::Lineage, "lineage"), (Why::Limit, "limit"), (Why::Trimmed, "trimmed")];
 
@@ -90,7 +105,31 @@ impl BackplaneMetrics {
             gaps: WHYS.map(|(_, why)| gaps.with_label_values(&[why, region])),
         };
         let resumes = counters("sluicegate_resumes_total", "Subscribers that came back with a place", &["result"]);
+        let snapshots = counters(
+            "sluicegate_conflation_snapshots_total",
+            "Times that a subscriber was given newest values from before the last tick",
+            &["why"],
+        );
+        let conflation = ConflationMetrics {
+            ticks: register(
+                registry,
+                IntCounter::new(
+                    "sluicegate_conflation_ticks_total",
+                    "Ticks of channels of newest values that had some",
+                ),
+            ),
+            replaced: register(
+                registry,
+                IntCounter::new(
+                    "sluicegate_conflated_total",
+                    "Publications that a newer one of the same key replaced before they were sent",
+                ),
+            ),
+            subscribed: snapshots.with_label_values(&["subscribed"]),
+            behind: snapshots.with_label_values(&["behind"]),
+        };
         Self {
+            conflation,
             published: publishes.with_label_values(&["stored"]),
             repeated: publishes.with_label_values(&["repeated"]),
             failed_over: publishes.with_label_values(&["failed_over"]),

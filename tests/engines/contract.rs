@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use sluicegate::backplane::engine::{Engine, EngineError, ReadLimit, Retention, Stored};
+use sluicegate::backplane::engine::{Engine, EngineError, LatestLimit, ReadLimit, Retention, Stored};
 use sluicegate::backplane::memory::{self, MemoryEngine};
 use sluicegate::backplane::nats::{self, NatsEngine};
 use sluicegate::backplane::position::{EntryId, Place, Position};
@@ -19,7 +19,7 @@ use super::nats_server::NatsServer;
 use super::rabbit_server::shared_url;
 use super::reader::Reader;
 use super::server::Server;
-use super::{ALL, Wish, channel, eventually, item, publish, region, try_publish};
+use super::{ALL, Wish, channel, eventually, item, publish, region, try_publish, value};
 
 const REPLAY: ReplayLimit = ReplayLimit { max_entries: 100_000, max_bytes: 1 << 30 };
 
@@ -30,8 +30,8 @@ pub struct Made {
 }
 
 pub async fn in_memory(wish: Wish) -> Made {
-    let Wish { retention, dedupe_window } = wish;
-    let settings = memory::Settings { retention, dedupe_window, ..memory::Settings::default() };
+    let Wish { retention, dedupe_window, latest } = wish;
+    let settings = memory::Settings { retention, dedupe_window, latest, ..memory::Settings::default() };
     Made { engine: Arc::new(MemoryEngine::new(region(), settings).unwrap()), _servers: None }
 }
 
@@ -55,7 +55,7 @@ pub async fn over_rabbit(wish: Wish) -> Made {
 
 /// An engine over RabbitMQ that is connected.
 pub async fn connect_rabbit(url: String, wish: Wish) -> Arc<dyn Engine> {
-    let Wish { retention, dedupe_window } = wish;
+    let Wish { retention, dedupe_window, .. } = wish;
     let access = rabbitmq::Access { url, username: None, password: None };
     let settings = rabbitmq::Settings {
         retention,
@@ -71,10 +71,11 @@ pub async fn connect_rabbit(url: String, wish: Wish) -> Arc<dyn Engine> {
 
 /// An engine that is connected.
 pub async fn connect(servers: Servers, wish: Wish) -> Arc<dyn Engine> {
-    let Wish { retention, dedupe_window } = wish;
+    let Wish { retention, dedupe_window, latest } = wish;
     let settings = Settings {
         retention,
         dedupe_window,
+        latest,
         heartbeat: Duration::from_millis(200),
         max_backoff: Duration::from_millis(400),
         ..Settings::new(servers)
@@ -92,7 +93,7 @@ pub async fn over_nats(wish: Wish) -> Made {
 
 /// How tests have a NATS engine.
 pub fn nats_settings(urls: Vec<String>, wish: Wish) -> nats::Settings {
-    let Wish { retention, dedupe_window } = wish;
+    let Wish { retention, dedupe_window, .. } = wish;
     nats::Settings {
         retention,
         dedupe_window,
@@ -150,6 +151,31 @@ contract! {
     a_full_sink_is_told_of_and_nothing_is_lost
     many_channels_share_a_sink
     names_and_payloads_are_any_bytes
+}
+
+/// The same for those that keep newest values.
+macro_rules! values {
+    ($($case:ident)*) => {
+        mod memory_values {
+            $(#[tokio::test] async fn $case() { super::$case(super::in_memory).await })*
+        }
+        mod redis_values {
+            $(#[tokio::test] async fn $case() { super::$case(super::over_redis).await })*
+        }
+        mod cluster_values {
+            $(#[tokio::test] async fn $case() { super::$case(super::over_cluster).await })*
+        }
+    };
+}
+
+values! {
+    the_newest_value_of_each_key_is_kept_beside_the_log
+    a_repeated_message_does_not_change_the_newest_value
+    newest_values_outlive_the_retention_of_the_log
+    newest_values_are_bounded_in_keys
+    newest_values_are_bounded_in_bytes
+    newest_values_agree_with_the_log_under_concurrent_publishers
+    keys_are_any_text
 }
 
 async fn entries_are_numbered_from_one_and_read_as_they_were_published<F: Future<Output = Made>>(make: fn(Wish) -> F) {
@@ -567,4 +593,149 @@ async fn names_and_payloads_are_any_bytes<F: Future<Output = Made>>(make: fn(Wis
         let slice = made.engine.read(&channel(name), None, ALL).await.unwrap();
         assert_eq!(slice.entries, reader.got, "{name:?}");
     }
+}
+
+/// The newest values of a channel: the number and the payload of each; and the number of its newest entry.
+async fn latest(made: &Made, name: &str) -> (Vec<(u64, String)>, u64) {
+    assert!(made.engine.capabilities().latest);
+    let found = made.engine.latest(&channel(name)).await.unwrap();
+    assert!(found.entries.is_sorted_by_key(|entry| entry.position.n));
+    let entries = found.entries.iter();
+    let entries = entries.map(|entry| (entry.position.n, String::from_utf8_lossy(&entry.payload).into_owned()));
+    (entries.collect(), found.top.n)
+}
+
+fn values(expected: &[(u64, &str)]) -> Vec<(u64, String)> {
+    expected.iter().map(|(n, payload)| (*n, (*payload).to_owned())).collect()
+}
+
+async fn the_newest_value_of_each_key_is_kept_beside_the_log<F: Future<Output = Made>>(make: fn(Wish) -> F) {
+    let made = make(Wish::default()).await;
+    assert_eq!(latest(&made, "a").await, (vec![], 0));
+    assert!(made.engine.latest(&channel("a")).await.unwrap().top.is_origin());
+    let mut reader = Reader::subscribe(&made.engine, "a", SinkLimit::default()).await;
+    let mut stored = Vec::new();
+    for (key, id) in [("x", "x1"), ("y", "y1"), ("x", "x2"), ("z", "z1"), ("y", "y2")] {
+        stored.push(made.engine.publish(&channel("a"), &value(key, id, id.to_owned())).await.unwrap().position);
+    }
+    publish(&made.engine, "a", "without").await;
+    publish(&made.engine, "b", "elsewhere").await;
+    reader.until("without").await;
+    assert_eq!(reader.ids(), ["x1", "y1", "x2", "z1", "y2", "without"], "the log is as ever");
+    assert_eq!(latest(&made, "a").await, (values(&[(3, "x2"), (4, "z1"), (5, "y2")]), 6));
+    let found = made.engine.latest(&channel("a")).await.unwrap();
+    assert_eq!(found.entries, reader.got[2..5], "they are what is pushed and read");
+    assert_eq!((&found.entries[0].position, &found.top), (&stored[2], &reader.last));
+    assert_eq!(latest(&made, "b").await, (vec![], 1));
+}
+
+async fn a_repeated_message_does_not_change_the_newest_value<F: Future<Output = Made>>(make: fn(Wish) -> F) {
+    let made = make(Wish::default()).await;
+    for (id, payload, repeated) in [("m1", "1", false), ("m2", "2", false), ("m1", "3", true), ("m2", "4", true)] {
+        let answer = made.engine.publish(&channel("a"), &value("x", id, payload)).await.unwrap();
+        assert_eq!(answer.repeated, repeated, "{id}");
+    }
+    assert_eq!(latest(&made, "a").await, (values(&[(2, "2")]), 2));
+}
+
+async fn newest_values_outlive_the_retention_of_the_log<F: Future<Output = Made>>(make: fn(Wish) -> F) {
+    let retention = Retention { max_entries: 2, max_age: Duration::from_millis(300), ..Retention::default() };
+    let made = make(Wish { retention, ..Wish::default() }).await;
+    for nth in 1..=5 {
+        let item = value(&format!("k{nth}"), &format!("m{nth}"), format!("v{nth}"));
+        made.engine.publish(&channel("a"), &item).await.unwrap();
+    }
+    eventually("the log is empty", async || {
+        let slice = made.engine.read(&channel("a"), None, ALL).await.unwrap();
+        slice.entries.is_empty().then_some(())
+    })
+    .await;
+    assert_eq!(latest(&made, "a").await.0.len(), 5);
+    made.engine.publish(&channel("a"), &value("k2", "m6", "v6")).await.unwrap();
+    let expected = values(&[(1, "v1"), (3, "v3"), (4, "v4"), (5, "v5"), (6, "v6")]);
+    assert_eq!(latest(&made, "a").await, (expected, 6));
+}
+
+async fn newest_values_are_bounded_in_keys<F: Future<Output = Made>>(make: fn(Wish) -> F) {
+    let limit = LatestLimit { max_keys: 3, max_bytes: 1 << 20 };
+    let made = make(Wish { latest: limit, ..Wish::default() }).await;
+    for key in ["a", "b", "c"] {
+        made.engine.publish(&channel("a"), &value(key, key, "old")).await.unwrap();
+    }
+    let error = made.engine.publish(&channel("a"), &value("d", "d", "old")).await.unwrap_err();
+    assert_eq!(error.reason, EngineError::TooManyValues { limit_keys: 3, limit_bytes: 1 << 20 });
+    assert_eq!(error.stored, Stored::No);
+    assert_eq!(made.engine.publish(&channel("a"), &value("b", "b2", "new")).await.unwrap().position.n, 4);
+    // An item without a key has no part in it, nor has another channel.
+    assert_eq!(publish(&made.engine, "a", "d").await.n, 5, "an id that was refused is free");
+    made.engine.publish(&channel("b"), &value("d", "d", "old")).await.unwrap();
+    assert_eq!(latest(&made, "a").await, (values(&[(1, "old"), (3, "old"), (4, "new")]), 5));
+}
+
+async fn newest_values_are_bounded_in_bytes<F: Future<Output = Made>>(make: fn(Wish) -> F) {
+    let limit = LatestLimit { max_keys: 100, max_bytes: 100 };
+    let made = make(Wish { latest: limit, ..Wish::default() }).await;
+    let put = async |key: &str, id: &str, bytes: usize| {
+        made.engine.publish(&channel("a"), &value(key, id, vec![b'.'; bytes])).await.map_err(|error| error.reason)
+    };
+    // A key, an id and a payload: 50 bytes, and 50 bytes.
+    put("x", "m1", 47).await.unwrap();
+    put("y", "m2", 47).await.unwrap();
+    assert_eq!(put("y", "m3", 48).await, Err(limit.refusal()));
+    assert_eq!(put("z", "m4", 0).await, Err(limit.refusal()));
+    // Some become smaller, and there is room again for just that.
+    put("x", "m5", 27).await.unwrap();
+    assert_eq!(put("y", "m6", 68).await, Err(limit.refusal()));
+    put("y", "m7", 67).await.unwrap();
+    assert_eq!(put("z", "m8", 0).await, Err(limit.refusal()));
+    put("y", "m9", 0).await.unwrap();
+    put("z", "n1", 64).await.unwrap();
+    assert_eq!(put("x", "n2", 28).await, Err(limit.refusal()));
+    let (found, top) = latest(&made, "a").await;
+    assert_eq!(
+        (found.iter().map(|(n, payload)| (*n, payload.len())).collect::<Vec<_>>(), top),
+        (vec![(3, 27), (5, 0), (6, 64)], 6)
+    );
+}
+
+async fn newest_values_agree_with_the_log_under_concurrent_publishers<F: Future<Output = Made>>(make: fn(Wish) -> F) {
+    let made = make(Wish::default()).await;
+    let tasks: Vec<_> = (0..8)
+        .map(|task| {
+            let engine = made.engine.clone();
+            tokio::spawn(async move {
+                for nth in 0..25 {
+                    let id = format!("{task}/{nth}");
+                    engine.publish(&channel("a"), &value(&format!("k{}", nth % 5), &id, id.clone())).await.unwrap();
+                }
+            })
+        })
+        .collect();
+    for task in tasks {
+        task.await.unwrap();
+    }
+    let slice = made.engine.read(&channel("a"), None, ALL).await.unwrap();
+    let key = |id: &str| id.split_once('/').map_or(0, |(_, nth)| nth.parse::<u32>().unwrap() % 5);
+    let mut newest = std::collections::BTreeMap::new();
+    for entry in &slice.entries {
+        newest.insert(key(entry.message.as_str()), entry.clone());
+    }
+    let mut expected: Vec<_> = newest.into_values().collect();
+    expected.sort_by_key(|entry| entry.position.n);
+    let found = made.engine.latest(&channel("a")).await.unwrap();
+    assert_eq!((found.entries, found.top), (expected, slice.top));
+}
+
+async fn keys_are_any_text<F: Future<Output = Made>>(make: fn(Wish) -> F) {
+    let made = make(Wish::default()).await;
+    let long = "é".repeat(128);
+    let keys = ["\0", " ", "\n", "e", "n", "ключ", long.as_str()];
+    for (nth, key) in keys.iter().enumerate() {
+        for payload in ["old\n", "new\n"] {
+            let item = value(key, &format!("{nth} {payload}"), payload);
+            made.engine.publish(&channel("a"), &item).await.unwrap();
+        }
+    }
+    let (found, _) = latest(&made, "a").await;
+    assert_eq!((found.len(), found.iter().all(|(_, payload)| payload == "new\n")), (keys.len(), true));
 }

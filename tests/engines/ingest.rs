@@ -91,6 +91,7 @@ impl Client {
             }
             Notice::Region { region, .. } => panic!("nobody said that of {region}"),
             Notice::Overrun(channel) => panic!("overrun of {channel:?}"),
+            other @ (Notice::Values { .. } | Notice::Part(..)) => panic!("{other:?}"),
         }
     }
 

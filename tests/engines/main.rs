@@ -15,12 +15,15 @@ mod rabbit_server;
 mod reader;
 mod sentinel;
 mod server;
+mod values;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use sluicegate::backplane::engine::{Channel, Engine, Item, MessageId, PublishError, Published, ReadLimit, Retention};
+use sluicegate::backplane::engine::{
+    Channel, Engine, Item, Key, LatestLimit, MessageId, PublishError, Published, ReadLimit, Retention,
+};
 use sluicegate::backplane::position::{Position, Region};
 
 /// How long a test waits for what must happen. It is no measure of anything.
@@ -36,11 +39,14 @@ pub struct Wish {
     pub retention: Retention,
     /// How long ids are remembered.
     pub dedupe_window: Duration,
+    /// What is kept of newest values.
+    pub latest: LatestLimit,
 }
 
 impl Default for Wish {
     fn default() -> Self {
-        Self { retention: Retention::default(), dedupe_window: Duration::from_secs(300) }
+        let (retention, latest) = (Retention::default(), LatestLimit::default());
+        Self { retention, dedupe_window: Duration::from_secs(300), latest }
     }
 }
 
@@ -57,6 +63,11 @@ pub fn channel(name: &str) -> Channel {
 /// An item.
 pub fn item(id: &str, payload: impl Into<Bytes>) -> Item {
     Item { id: MessageId::new(id).expect("an id"), key: None, payload: payload.into() }
+}
+
+/// An item with a key.
+pub fn value(key: &str, id: &str, payload: impl Into<Bytes>) -> Item {
+    Item { key: Some(Key::new(key).expect("a key")), ..item(id, payload) }
 }
 
 /// Publishes an item whose payload is its id.

@@ -9,7 +9,7 @@ use super::contract::connect;
 use super::faults::{insist, recovery};
 use super::reader::Reader;
 use super::server::Server;
-use super::{Wish, eventually, region};
+use super::{Wish, channel, eventually, region, value};
 
 #[tokio::test]
 async fn a_fail_over_by_sentinel_goes_on_with_what_was_replicated() {
@@ -30,6 +30,9 @@ async fn a_fail_over_by_sentinel_goes_on_with_what_was_replicated() {
     }
     reader.until("m10").await;
     let seen = reader.last.clone();
+    for (key, id) in [("x", "x1"), ("y", "y1")] {
+        engine.publish(&channel("prices"), &value(key, id, id)).await.unwrap();
+    }
     assert_eq!(master.command::<i64>(&["WAIT", "1", "20000"]), 1);
     master.kill();
     for nth in 11..=20 {
@@ -41,6 +44,10 @@ async fn a_fail_over_by_sentinel_goes_on_with_what_was_replicated() {
     assert_eq!(reader.gaps, []);
     assert_ne!(reader.last.epoch, seen.epoch);
     assert_eq!(recovery(&engine, "a", &seen).await, Recovery::Replay { from: 11, to: 20 });
+    engine.publish(&channel("prices"), &value("x", "x2", "x2")).await.unwrap();
+    let latest = engine.latest(&channel("prices")).await.unwrap();
+    let values: Vec<_> = latest.entries.iter().map(|entry| (entry.position.n, entry.message.as_str())).collect();
+    assert_eq!((values, latest.top.n), (vec![(2, "y1"), (3, "x2")], 3));
     assert!(std::iter::from_fn(|| events.try_recv().ok()).any(|event| matches!(event, Event::LineageChanged { .. })));
 }
 

@@ -10,11 +10,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Publication;
+use super::conflated::Form;
 use super::copies::Copies;
 use super::inbox::{Inbox, Notice};
 use super::log::{Log, Task, Want};
 use super::regions::Clock;
-use crate::backplane::engine::{Channel, Entry, MessageId, Slice};
+use super::values::Values;
+use crate::backplane::engine::{Channel, Entry, Latest, MessageId, Slice};
 use crate::backplane::position::{Place, Position, Region};
 use crate::backplane::recover::{Recovery, ReplayLimit};
 use crate::metrics::{BackplaneMetrics, SubscriptionMark};
@@ -119,6 +121,8 @@ pub(super) struct Local {
     logs: Vec<OfRegion>,
     /// Where there is more than one log.
     copies: Option<Copies>,
+    /// Where only newest values count: these have the subscribers, and windows stay empty.
+    values: Option<Box<Values>>,
     idle_since: Option<Instant>,
     /// Whether it was taken out of the hub: who holds it looks for the channel anew.
     pub(super) removed: bool,
@@ -136,7 +140,18 @@ pub(super) struct OfRegion {
 
 impl Local {
     pub(super) fn new(name: Channel, logs: Vec<OfRegion>, copies: Option<Copies>, now: Instant) -> Self {
-        Self { name, subscribers: BTreeMap::new(), logs, copies, idle_since: Some(now), removed: false }
+        let subscribers = BTreeMap::new();
+        Self { name, subscribers, logs, copies, values: None, idle_since: Some(now), removed: false }
+    }
+
+    /// The same of a channel of which only newest values count.
+    pub(super) fn of_values(name: Channel, logs: Vec<OfRegion>, values: Values, now: Instant) -> Self {
+        Self { values: Some(Box::new(values)), ..Self::new(name, logs, None, now) }
+    }
+
+    /// Its newest values, where only these count.
+    pub(super) fn values(&mut self) -> Option<&mut Values> {
+        self.values.as_deref_mut()
     }
 
     pub(super) fn log(&self, at: usize) -> Option<&OfRegion> {
@@ -172,6 +187,9 @@ impl Local {
                 inbox.tell_region(&of.region, false);
             }
         }
+        if let Some(values) = &mut self.values {
+            return values.subscribe(id, inbox, !from.is_now());
+        }
         self.subscribers.insert(id, Subscriber { inbox, stood, at_ms, resumes: !from.is_now(), mark: None });
     }
 
@@ -204,19 +222,25 @@ impl Local {
         if let Some(subscriber) = self.subscribers.remove(&id) {
             subscriber.inbox.forget(&self.name);
         }
-        if self.subscribers.is_empty() {
+        if let Some(values) = &mut self.values {
+            values.unsubscribe(id);
+        }
+        if self.subscribers() == 0 {
             self.idle_since.get_or_insert(now);
         }
     }
 
     pub(super) fn subscribers(&self) -> usize {
-        self.subscribers.len()
+        self.subscribers.len() + self.values.as_ref().map_or(0, |values| values.subscribers())
     }
 
     /// Tells all subscribers that a region that the channel is read from can be reached, or not any more. Whether somebody
     /// waits for what can be known without it.
     pub(super) fn tell_region(&self, nth: usize, reachable: bool) -> bool {
         let Some(of) = self.logs.iter().find(|of| of.nth == nth) else { return false };
+        if let Some(values) = &self.values {
+            return values.tell_region(&of.region, reachable);
+        }
         for subscriber in self.subscribers.values() {
             subscriber.inbox.tell_region(&of.region, reachable);
         }
@@ -245,6 +269,11 @@ impl Local {
             log.asked = true;
             return Some(Task::Open);
         };
+        if let Some(values) = self.values.as_ref().filter(|values| !values.is_loaded(at)) {
+            // What was missed is among them. What comes while they are read counts anew.
+            (log.disrupted, log.seen) = (false, last.n);
+            return Some(Task::Latest(values.came()));
+        }
         let mut ahead = false;
         for subscriber in self.subscribers.values_mut() {
             let Some(Stood { stand: Stand::Waiting { want, checked, .. }, .. }) = subscriber.stood.get_mut(at) else {
@@ -321,6 +350,9 @@ impl Local {
     pub(super) fn on_opened(&mut self, at: usize, position: Position, now_ms: u64) {
         let Some(of) = self.logs.get_mut(at) else { return };
         of.log.on_opened(position);
+        if let Some(values) = &mut self.values {
+            values.unload(at);
+        }
         // Who came while it could not be reached missed what was stored since.
         for subscriber in self.subscribers.values_mut() {
             if now_ms.saturating_sub(subscriber.at_ms) < WAITED_MS {
@@ -379,6 +411,9 @@ impl Local {
     fn deliver(&mut self, at: usize, entry: Entry, metrics: &BackplaneMetrics, now: Instant) {
         let Some(OfRegion { log, .. }) = self.logs.get_mut(at) else { return };
         log.last = Some(entry.position.clone());
+        if let Some(values) = &mut self.values {
+            return values.on_entry(at, entry);
+        }
         let publication = Arc::new(Publication::new(self.name.clone(), entry));
         let several = self.copies.as_mut().is_some_and(|copies| copies.note(at, &publication, now));
         let copies = self.copies.as_ref().filter(|_| several);
@@ -430,6 +465,12 @@ impl Local {
                     }
                 }
             }
+            Recovery::Gap(_) if self.values.is_some() => {
+                if let (Some(values), Some(of)) = (&mut self.values, self.logs.get_mut(at)) {
+                    values.unload(at);
+                    of.log.last = Some(slice.top);
+                }
+            }
             Recovery::Gap(why) => {
                 let Some(OfRegion { nth, log, .. }) = self.logs.get_mut(at) else { return };
                 metrics.gap(*nth, why);
@@ -471,8 +512,47 @@ impl Local {
         }
     }
 
+    /// The engine's answer to [`Task::Latest`].
+    pub(super) fn on_latest(&mut self, at: usize, asked: u64, latest: Latest) {
+        let (Some(values), Some(OfRegion { log, .. })) = (&mut self.values, self.logs.get_mut(at)) else { return };
+        let Some(last) = &log.last else { return };
+        log.seen = log.seen.max(latest.top.n);
+        // Nothing came meanwhile, or the engine has seen it: it goes on from there. Otherwise from what came.
+        if values.came() == asked || latest.top.n > last.n {
+            log.last = Some(latest.top.clone());
+        }
+        values.on_latest(at, asked, latest);
+    }
+
+    /// What comes next of newest values for a subscriber.
+    pub(super) fn take(&mut self, id: u64, form: Form, metrics: &BackplaneMetrics) -> Option<Notice> {
+        self.values.as_mut()?.take(id, form, metrics)
+    }
+
+    /// Whether something was missed of a log, as far as what was pushed tells.
+    pub(super) fn needs_reading(&self, at: usize) -> bool {
+        let Some(log) = self.log(at).map(|of| &of.log) else { return false };
+        let unloaded = self.values.as_ref().is_some_and(|values| !values.is_loaded(at));
+        log.needs_reading() || (log.last.is_some() && unloaded)
+    }
+
+    /// Lets those in who wait for newest values, when they are here of all regions that they are coming of.
+    fn admit_to_values(&mut self, metrics: &BackplaneMetrics) {
+        let Some(values) = &mut self.values else { return };
+        let is_coming =
+            |(at, of): (usize, &OfRegion)| !values.is_loaded(at) && of.clock.is_reachable() && !of.log.failing;
+        if self.logs.iter().enumerate().any(is_coming) {
+            return;
+        }
+        let tops: Vec<_> = self.logs.iter().filter_map(|of| of.log.last.clone()).collect();
+        values.admit(&tops, metrics);
+    }
+
     /// Tells those who wait for a log what they get of it, and feeds it to them.
     pub(super) fn admit(&mut self, at: usize, metrics: &BackplaneMetrics, now: Instant) {
+        if self.values.is_some() {
+            return self.admit_to_values(metrics);
+        }
         let Some(OfRegion { log, .. }) = self.logs.get(at) else { return };
         let Some(last) = log.last.clone() else { return };
         let waits = |subscriber: &Subscriber| subscriber.stood.get(at).is_some_and(Stood::waits);

@@ -6,6 +6,7 @@
 //! told ([`Notice::Overrun`]).
 
 use std::collections::{BTreeSet, VecDeque};
+use std::ops::Bound::{Excluded, Unbounded};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
@@ -15,6 +16,7 @@ use parking_lot::Mutex;
 use prometheus::IntGauge;
 
 use super::Publication;
+use super::conflated::Part;
 use crate::backplane::engine::Channel;
 use crate::backplane::position::{Position, Region};
 use crate::backplane::recover::{Recovery, Why};
@@ -67,6 +69,19 @@ pub enum Notice {
     },
     /// The session has fallen behind what this node keeps of the channel. Nothing more comes of it.
     Overrun(Channel),
+    /// A subscription to a channel of newest values is in force. They follow, all of them.
+    Values {
+        /// The channel.
+        channel: Channel,
+        /// The newest entry's position at this time, of each region.
+        tops: Vec<Position>,
+        /// How many values there are.
+        values: usize,
+        /// Whether a place was asked for: values have none.
+        resumed: bool,
+    },
+    /// Newest values of a channel, which replace those that the session has of the same keys.
+    Part(Channel, Arc<Part>),
 }
 
 #[derive(Debug)]
@@ -87,6 +102,8 @@ struct State {
     behind_since: Option<Instant>,
     /// Regions that it was told, or is to be told, cannot be reached. At most those that are read.
     unreachable: BTreeSet<Region>,
+    /// Channels of newest values that have some for the session. At most those that it is subscribed to.
+    news: BTreeSet<Channel>,
 }
 
 impl Inbox {
@@ -124,7 +141,8 @@ impl Inbox {
                     channel == of && top.region == end.region
                 }
                 Notice::Overrun(channel) => channel == of,
-                Notice::Region { .. } => false,
+                // Newest values do not wait here.
+                Notice::Region { .. } | Notice::Values { .. } | Notice::Part(..) => false,
             };
             // A gap behind a gap of the same log is one gap, which ends where the second does.
             let newest = state.notices.iter_mut().rev().find(|waiting| of_channel(waiting));
@@ -183,13 +201,34 @@ impl Inbox {
                 freed += publication.entry.payload.len();
                 false
             }
-            Notice::Publication(_) | Notice::Region { .. } => true,
+            Notice::Publication(_) | Notice::Region { .. } | Notice::Values { .. } | Notice::Part(..) => true,
             Notice::Subscribed { channel: of, .. } | Notice::Gap { channel: of, .. } | Notice::Overrun(of) => {
                 of != channel
             }
         });
         state.bytes -= freed;
+        state.news.remove(channel);
         self.queued_bytes.sub(freed as i64);
+    }
+
+    /// Remembers that a channel of newest values has some.
+    pub(super) fn news(&self, channel: &Channel) {
+        let is_new = self.state.lock().news.insert(channel.clone());
+        if is_new {
+            self.waker.wake();
+        }
+    }
+
+    /// The session has what a channel of newest values has.
+    pub(super) fn no_news(&self, channel: &Channel) {
+        self.state.lock().news.remove(channel);
+    }
+
+    /// A channel of newest values that has some: the next one after the one that was served last.
+    pub(super) fn next_news(&self, served: Option<&Channel>) -> Option<Channel> {
+        let state = self.state.lock();
+        let next = served.and_then(|served| state.news.range::<Channel, _>((Excluded(served), Unbounded)).next());
+        next.or_else(|| state.news.first()).cloned()
     }
 
     pub(super) fn pop(&self) -> Option<Notice> {

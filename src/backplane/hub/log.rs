@@ -16,6 +16,8 @@ pub(super) enum Task {
     ReadOn(Position),
     /// For what it has of the channel before what is here.
     Fill,
+    /// For its newest values, when so much had come here.
+    Latest(u64),
     /// Not to push the channel any more.
     Leave,
 }

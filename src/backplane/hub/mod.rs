@@ -6,11 +6,12 @@
 //!
 //! `channel.rs` decides for a channel and `log.rs` for one region's log of it, `work.rs` asks the engines, `inbox.rs` is
 //! what waits for a session, `window.rs` the entries that this node has, and `copies.rs` which of them are the same message.
+//! `values.rs` is for channels of which only the newest value of each key counts, and `conflated.rs` what is shared of these.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
@@ -18,6 +19,7 @@ use prometheus::Histogram;
 use rand::SeedableRng as _;
 use rand::rngs::SmallRng;
 
+use super::channels::ChannelRules;
 use super::engine::{Channel, Engine, Entry};
 use super::position::{EntryId, Position, Region};
 use super::recover::ReplayLimit;
@@ -27,6 +29,7 @@ use crate::metrics::BackplaneMetrics;
 use crate::tunnel::Backlog;
 
 mod channel;
+mod conflated;
 mod copies;
 mod inbox;
 mod log;
@@ -35,11 +38,13 @@ mod region_tests;
 mod regions;
 #[cfg(test)]
 mod tests;
+mod values;
 mod window;
 mod work;
 
 pub use crate::tunnel::Depth;
 pub use channel::From;
+pub use conflated::{Form, Part};
 pub use inbox::{InboxLimit, Notice};
 
 use channel::{Local, OfRegion};
@@ -47,6 +52,7 @@ use copies::Copies;
 use inbox::Inbox;
 use log::Log;
 use regions::OfHub;
+use values::Values;
 use window::Budget;
 
 /// Of so many publications that a session takes the way of one is measured. The first is.
@@ -92,12 +98,32 @@ impl Publication {
 /// Which regions' logs of a channel are read, as numbers in the list of them: ours is 0.
 pub type Homes = Box<dyn Fn(&Channel) -> Option<usize> + Send + Sync>;
 
+/// What is said of channels by their names.
+pub struct ChannelPlan {
+    /// The one region whose log of a channel is read, where that is so.
+    pub homes: Homes,
+    /// Of which only newest values count.
+    pub rules: Arc<ChannelRules>,
+}
+
+impl Default for ChannelPlan {
+    /// Of none anything.
+    fn default() -> Self {
+        Self { homes: Box::new(|_| None), rules: Arc::default() }
+    }
+}
+
+impl std::fmt::Debug for ChannelPlan {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ChannelPlan").field("rules", &self.rules).finish_non_exhaustive()
+    }
+}
+
 /// The channels of this node.
 pub struct Hub {
     /// Ours first.
     regions: Vec<OfHub>,
-    /// The one region whose log of a channel is read, where that is so.
-    homes: Homes,
+    plan: ChannelPlan,
     channels: Mutex<BTreeMap<Channel, Arc<Mutex<Local>>>>,
     budget: Arc<Budget>,
     next_id: AtomicU64,
@@ -113,26 +139,26 @@ impl Hub {
     /// # Panics
     /// Outside a Tokio runtime.
     pub fn start(engines: Vec<Arc<dyn Engine>>, limit: SinkLimit, metrics: Arc<BackplaneMetrics>) -> Arc<Self> {
-        Self::start_with(engines, Box::new(|_| None), limit, metrics, rand::random())
+        Self::start_with(engines, ChannelPlan::default(), limit, metrics, rand::random())
     }
 
-    /// The same, where some channels are read from one region alone.
+    /// The same, where some channels are read from one region alone, or have newest values.
     ///
     /// # Panics
     /// Outside a Tokio runtime.
-    pub fn start_homed(
+    pub fn start_planned(
         engines: Vec<Arc<dyn Engine>>,
-        homes: Homes,
+        plan: ChannelPlan,
         limit: SinkLimit,
         metrics: Arc<BackplaneMetrics>,
     ) -> Arc<Self> {
-        Self::start_with(engines, homes, limit, metrics, rand::random())
+        Self::start_with(engines, plan, limit, metrics, rand::random())
     }
 
     /// The same with a seed of the pauses between questions, so that a test can play a schedule again.
     fn start_with(
         engines: Vec<Arc<dyn Engine>>,
-        homes: Homes,
+        plan: ChannelPlan,
         limit: SinkLimit,
         metrics: Arc<BackplaneMetrics>,
         seed: u64,
@@ -146,7 +172,7 @@ impl Hub {
             .unzip();
         let hub = Arc::new_cyclic(|myself| Self {
             regions,
-            homes,
+            plan,
             channels: Mutex::default(),
             budget: Arc::new(Budget::new(WINDOWS_BYTES)),
             next_id: AtomicU64::new(0),
@@ -171,6 +197,9 @@ impl Hub {
             latency: None,
             taken: 0,
             began: BTreeMap::new(),
+            form: Form::default(),
+            served: None,
+            values_next: false,
         }
     }
 
@@ -194,7 +223,7 @@ impl Hub {
     }
 
     fn make(&self, channel: &Channel) -> Local {
-        let home = (self.homes)(channel);
+        let home = (self.plan.homes)(channel);
         let of_region = |(nth, region): (usize, &OfHub)| {
             let (engine, budget) = (&region.engine, self.budget.clone());
             let log = Log::new(engine.has_own_numbers(channel), engine.capabilities().retention, budget);
@@ -202,10 +231,20 @@ impl Hub {
         };
         let read = self.regions.iter().enumerate().filter(|(nth, _)| home.is_none_or(|home| home == *nth));
         let logs: Vec<OfRegion> = read.map(of_region).collect();
+        if let Some(conflation) = self.plan.rules.conflation(channel).filter(|_| self.conflates(channel)) {
+            let values = Values::new(channel.clone(), conflation.clone(), logs.len());
+            return Local::of_values(channel.clone(), logs, values, now());
+        }
         let windows = self.regions.iter().map(|region| region.engine.capabilities().dedupe_window);
         let window = windows.max().unwrap_or_default();
         let copies = (logs.len() > 1).then(|| Copies::new(window, self.budget.clone()));
         Local::new(channel.clone(), logs, copies, now())
+    }
+
+    /// Whether of a channel only the newest value of each key counts.
+    pub fn conflates(&self, channel: &Channel) -> bool {
+        let keeps = |of: &OfHub| of.engine.capabilities().latest && !of.engine.is_foreign(channel);
+        self.plan.rules.conflation(channel).is_some() && self.regions.iter().all(keeps)
     }
 
     /// Says whether a region's engine can be reached, so that sessions hear of it. It is taken for reachable until then.
@@ -273,6 +312,12 @@ pub struct Member {
     taken: u64,
     /// Where each subscription began in the log of each region: what is replayed up to there was on its way for as long as its client was away.
     began: BTreeMap<Channel, Vec<(Region, EntryId)>>,
+    /// What it is given newest values in.
+    form: Form,
+    /// The channel of newest values that it was given some of last.
+    served: Option<Channel>,
+    /// Whether these come before what is in the inbox: neither holds up the other.
+    values_next: bool,
 }
 
 impl Member {
@@ -320,7 +365,17 @@ impl Member {
                 local.lock().feed(self.id);
             }
         }
-        let notice = ready!(self.inbox.poll_pop(cx));
+        if std::mem::take(&mut self.values_next)
+            && let Some(notice) = self.next_values()
+        {
+            return Poll::Ready(notice);
+        }
+        let notice = match self.inbox.poll_pop(cx) {
+            Poll::Ready(notice) => notice,
+            // Those that came before the waker was there did not wake it.
+            Poll::Pending => return self.next_values().map_or(Poll::Pending, Poll::Ready),
+        };
+        self.values_next = true;
         match &notice {
             Notice::Subscribed { channel, top, .. } => {
                 let began = self.began.entry(channel.clone()).or_default();
@@ -328,10 +383,40 @@ impl Member {
                 began.push((top.region.clone(), top.id));
             }
             Notice::Publication(publication) => self.measure(publication),
-            Notice::Gap { .. } | Notice::Region { .. } => {}
+            Notice::Gap { .. } | Notice::Region { .. } | Notice::Values { .. } | Notice::Part(..) => {}
             Notice::Overrun(channel) => drop(self.forget(channel)),
         }
         Poll::Ready(notice)
+    }
+
+    /// What comes next of newest values.
+    fn next_values(&mut self) -> Option<Notice> {
+        // Those that have none after all are asked once.
+        for _ in 0..=self.channels.len() {
+            let channel = self.inbox.next_news(self.served.as_ref())?;
+            let notice = match self.channels.get(&channel) {
+                Some(local) => local.lock().take(self.id, self.form, &self.hub.metrics),
+                None => {
+                    self.inbox.no_news(&channel);
+                    None
+                }
+            };
+            self.served = Some(channel);
+            if notice.is_some() {
+                return notice;
+            }
+        }
+        None
+    }
+
+    /// Whether of a channel only the newest value of each key counts.
+    pub fn conflates(&self, channel: &Channel) -> bool {
+        self.hub.conflates(channel)
+    }
+
+    /// What it is given newest values in.
+    pub fn form(&mut self) -> &mut Form {
+        &mut self.form
     }
 
     fn forget(&mut self, channel: &Channel) -> Option<Arc<Mutex<Local>>> {

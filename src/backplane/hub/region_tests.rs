@@ -61,6 +61,7 @@ impl Client {
 
     fn judge(&mut self, notice: Notice) {
         match notice {
+            Notice::Values { .. } | Notice::Part(..) => panic!("no channel here has newest values"),
             Notice::Subscribed { top, recovery, .. } => {
                 let known = self.regions.entry(top.region.clone()).or_default();
                 assert!(!std::mem::replace(&mut known.subscribed, true), "told once of {}", top.region);
@@ -121,7 +122,7 @@ async fn play(seed: u64) {
     let hubs = [0, 1].map(|number| {
         // Each node is in another region, so its own log is another.
         let ours = |nth: usize| node(&engines[(nth + number) % REGIONS.len()], number);
-        Hub::start_with((0..REGIONS.len()).map(ours).collect(), Box::new(|_| None), sink_limit, metrics(), seed)
+        Hub::start_with((0..REGIONS.len()).map(ours).collect(), ChannelPlan::default(), sink_limit, metrics(), seed)
     });
     let mut clients: Vec<Client> = (0..4).map(|at| Client::new(&hubs[at % 2], &channel)).collect();
     let (mut published, mut copied) = (0, BTreeSet::new());

@@ -274,6 +274,7 @@ impl Client {
 
     fn judge(&mut self, notice: Notice, engine: &Faulty, lost_entries: bool) {
         match notice {
+            Notice::Values { .. } | Notice::Part(..) => panic!("no channel here has newest values"),
             Notice::Subscribed { channel, top, recovery } => {
                 let seen = self.places.get_mut(&channel).expect("it was asked for");
                 assert!(!std::mem::replace(&mut seen.subscribed, true), "told once");
@@ -343,8 +344,9 @@ async fn play(seed: u64) {
     let small = InboxLimit { max_messages: rng.random_range(1..20), max_bytes: 1 << 20 };
     let limit = if gentle { InboxLimit::default() } else { small };
     let sink_limit = SinkLimit { max_entries: rng.random_range(1..50), max_bytes: 1 << 20 };
-    let hubs = [0, 1]
-        .map(|number| Hub::start_with(vec![node(&engine, number)], Box::new(|_| None), sink_limit, metrics(), seed));
+    let hubs = [0, 1].map(|number| {
+        Hub::start_with(vec![node(&engine, number)], ChannelPlan::default(), sink_limit, metrics(), seed)
+    });
     let channels: Vec<Channel> = (0..3).map(|at| Channel::new(&format!("room:{at}")).unwrap()).collect();
     let mut clients: Vec<Client> = (0..4).map(|at| Client::new(&hubs[at % 2], limit)).collect();
     let (mut published, mut failed_over) = (0, false);

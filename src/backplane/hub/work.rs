@@ -9,6 +9,7 @@ use rand::Rng as _;
 use super::channel::Local;
 use super::log::Task;
 use super::regions::OfHub;
+use super::values::Values;
 use super::{Hub, now, now_ms};
 use crate::backplane::engine::{Engine, EngineError, Entry, ReadLimit};
 use crate::backplane::sink::{Delivery, Source};
@@ -45,11 +46,12 @@ pub(super) async fn take_pushed(hub: Weak<Hub>, nth: usize, mut source: Source) 
                 }
                 Delivery::Disrupted(_) => locked.on_disrupted(at),
             }
-            locked.log(at).is_some_and(|of| of.log.needs_reading())
+            locked.needs_reading(at)
         };
         if asks {
             hub.work(&local);
         }
+        start_ticking(&hub, &local);
     }
 }
 
@@ -61,10 +63,32 @@ pub(super) async fn look_for_forgotten(hub: Weak<Hub>) {
         let all: Vec<_> = hub.channels.lock().values().cloned().collect();
         let now = now();
         for local in all {
-            if local.lock().is_forgotten(now) {
+            let mut locked = local.lock();
+            if let Some(values) = locked.values() {
+                values.rest();
+            }
+            let is_forgotten = locked.is_forgotten(now);
+            drop(locked);
+            if is_forgotten {
                 hub.work(&local);
             }
         }
+    }
+}
+
+/// Has a channel of newest values tick while it has something new and somebody is subscribed.
+fn start_ticking(hub: &Hub, local: &Arc<Mutex<Local>>) {
+    let interval = local.lock().values().and_then(Values::start_ticking);
+    if let Some(interval) = interval {
+        let (local, metrics) = (local.clone(), hub.metrics.clone());
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(interval).await;
+                if !local.lock().values().is_some_and(|values| values.tick(&metrics)) {
+                    return;
+                }
+            }
+        });
     }
 }
 
@@ -85,6 +109,7 @@ pub(super) async fn ask(hub: Arc<Hub>, local: Arc<Mutex<Local>>, at: usize) {
             task
         };
         let Some(task) = task else {
+            start_ticking(&hub, &local);
             remove(&hub, &local);
             // Who waits for another log may be told more now.
             if has_asked && local.lock().logs() > 1 {
@@ -142,6 +167,10 @@ async fn run(hub: &Hub, local: &Mutex<Local>, at: usize, task: &Task) -> Result<
         Task::Fill => {
             let entries = read_all(&**engine, local, at).await?;
             local.lock().on_filled(at, entries, now());
+        }
+        Task::Latest(asked) => {
+            let latest = engine.latest(&channel).await?;
+            local.lock().on_latest(at, *asked, latest);
         }
         Task::Leave => {
             engine.unsubscribe(&channel).await;

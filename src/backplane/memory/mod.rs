@@ -5,7 +5,7 @@
 
 mod ring;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use self::ring::Ring;
 use super::engine::{
     Capabilities, Channel, DEDUPE_WINDOW, Dedupe, EVENTS_KEPT, Engine, EngineError, Event, History, Item, LOG_LIFE,
-    PublishError, Published, ReadLimit, Retention, Scope, Slice,
+    Latest, LatestLimit, PublishError, Published, ReadLimit, Retention, Scope, Slice,
 };
 use super::position::{Epoch, Position, PositionError, Region};
 use super::recover::Log;
@@ -30,13 +30,15 @@ const SWEPT_A_CALL: usize = 16;
 pub struct Settings {
     /// What is kept of each channel.
     pub retention: Retention,
+    /// What is kept of the newest values of each channel.
+    pub latest: LatestLimit,
     /// How long a message's id is remembered. Default 5 minutes.
     pub dedupe_window: Duration,
     /// How many ids are remembered for each channel; then the oldest is forgotten before its time. Default 10,000.
     pub max_ids: usize,
     /// Bytes of all channels: payloads, and about 100 for each entry and each id. Default 256 MiB. When it is passed, the
-    /// channels that were not published on for longest lose their entries and ids, and readers are told of a gap; the one
-    /// that is being published on keeps its own.
+    /// channels that were not published on for longest lose their entries and ids, and readers are told of a gap; then those
+    /// that have the newest values of keys lose these. The one that is being published on keeps its own.
     pub max_bytes: usize,
     /// Channels that have a log. Default 100,000. When it is passed, the one that was not published on for longest loses
     /// its log.
@@ -49,6 +51,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             retention: Retention::default(),
+            latest: LatestLimit::default(),
             dedupe_window: DEDUPE_WINDOW,
             max_ids: 10_000,
             max_bytes: 256 << 20,
@@ -80,6 +83,8 @@ struct State {
     publications: u64,
     /// Logs up to this publication have no entry and no id left.
     swept: u64,
+    /// The last publications of the logs that have the newest values of keys.
+    with_values: BTreeSet<u64>,
     /// What all logs take.
     bytes: usize,
     subscriptions: HashMap<Channel, Sink>,
@@ -139,14 +144,19 @@ impl Engine for MemoryEngine {
         };
         let before = log.bytes();
         log.trim(&self.settings, now_ms);
-        let (position, entry) = log.append(&self.region, item, now_ms, &self.settings);
+        let appended = log.append(&self.region, item, now_ms, &self.settings);
         state.bytes = (state.bytes + log.bytes()).saturating_sub(before);
+        let (position, entry) = appended.map_err(PublishError::not_stored)?;
         let Some(entry) = entry else {
             return Ok(Published { position, repeated: true });
         };
         state.publications += 1;
         state.by_publication.remove(&log.last_publication);
+        state.with_values.remove(&log.last_publication);
         log.last_publication = state.publications;
+        if log.has_values() {
+            state.with_values.insert(state.publications);
+        }
         state.by_publication.insert(state.publications, channel.clone());
         if let Some(sink) = state.subscriptions.get(channel)
             && !sink.push(channel, entry)
@@ -188,6 +198,14 @@ impl Engine for MemoryEngine {
         Ok(log.read(&self.region, after, limit))
     }
 
+    async fn latest(&self, channel: &Channel) -> Result<Latest, EngineError> {
+        let now_ms = self.now_ms();
+        let mut state = self.state.lock();
+        state.sweep(&self.settings, now_ms);
+        let log = state.logs.get(channel);
+        Ok(log.map_or_else(|| Latest { entries: Vec::new(), top: self.top(None) }, |log| log.latest(&self.region)))
+    }
+
     fn capabilities(&self) -> Capabilities {
         Capabilities {
             history: History::Process,
@@ -195,7 +213,7 @@ impl Engine for MemoryEngine {
             dedupe: Dedupe::Publish,
             dedupe_window: self.settings.dedupe_window,
             retention: self.settings.retention,
-            latest: false,
+            latest: true,
         }
     }
 
@@ -250,17 +268,29 @@ impl State {
             // What was swept has nothing to give; the newest keeps what it was just given.
             let next = self.by_publication.range(self.swept + 1..self.publications).next();
             let Some((at, channel)) = next.map(|(at, channel)| (*at, channel.clone())) else { break };
-            if let Some(log) = self.logs.get_mut(&channel) {
-                self.bytes = self.bytes.saturating_sub(log.bytes());
-                log.clear();
-            }
+            self.clear(at, &channel);
             self.swept = at;
+        }
+        while self.bytes > settings.max_bytes {
+            let Some(at) = self.with_values.first().copied().filter(|at| *at < self.publications) else { break };
+            self.with_values.remove(&at);
+            let Some(channel) = self.by_publication.get(&at).cloned() else { continue };
+            self.clear(at, &channel);
         }
         disrupted
     }
 
+    fn clear(&mut self, at: u64, channel: &Channel) {
+        self.with_values.remove(&at);
+        if let Some(log) = self.logs.get_mut(channel) {
+            self.bytes = self.bytes.saturating_sub(log.bytes());
+            log.clear();
+        }
+    }
+
     fn remove(&mut self, channel: &Channel) {
         if let Some(log) = self.logs.remove(channel) {
+            self.with_values.remove(&log.last_publication);
             self.bytes = self.bytes.saturating_sub(log.bytes());
         }
     }
@@ -339,6 +369,28 @@ mod tests {
         publish(&engine, "c0", "m3", 1000).await;
         let slice = engine.read(&channel("c0"), Some(&first), ALL).await.unwrap();
         assert_eq!(slice.recover(&Place::After(first), REPLAY), Recovery::Replay { from: 2, to: 3 }, "numbers go on");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn newest_values_outlive_their_entries_and_go_last_when_there_is_no_room() {
+        let engine = engine(Settings { max_bytes: 10_000, ..Settings::default() });
+        let key = Some(super::super::engine::Key::new("k").unwrap());
+        let item = Item { id: MessageId::new("v").unwrap(), key, payload: Bytes::from(vec![0; 1000]) };
+        engine.publish(&channel("prices"), &item).await.unwrap();
+        publish(&engine, "quiet", "m", 1000).await;
+        tokio::time::advance(Duration::from_secs(301)).await;
+        publish(&engine, "busy", "m", 1).await;
+        assert_eq!(engine.latest(&channel("prices")).await.unwrap().entries.len(), 1, "the log is swept");
+        assert!(engine.read(&channel("prices"), None, ALL).await.unwrap().entries.is_empty());
+        publish(&engine, "busy", "m1", 8000).await;
+        assert_eq!(engine.latest(&channel("prices")).await.unwrap().entries.len(), 1);
+        publish(&engine, "other", "m1", 8000).await;
+        assert_eq!(engine.latest(&channel("prices")).await.unwrap().entries.len(), 1, "entries of others go first");
+        publish(&engine, "other", "m2", 1500).await;
+        let latest = engine.latest(&channel("prices")).await.unwrap();
+        assert_eq!((latest.entries.len(), latest.top.n), (0, 1), "the number stays");
+        let state = engine.state.lock();
+        assert!(state.bytes <= 10_000 && state.with_values.is_empty());
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,8 +1,9 @@
-//! The log of one channel in memory: its newest entries, and the ids of messages that are remembered.
+//! The log of one channel in memory: its newest entries, the newest of each key, and the ids of messages that are
+//! remembered.
 
 use std::collections::{HashMap, VecDeque};
 
-use super::super::engine::{Entry, Item, MessageId, ReadLimit, Slice};
+use super::super::engine::{EngineError, Entry, Item, Key, Latest, LatestLimit, MessageId, ReadLimit, Slice};
 use super::super::position::{EntryId, Epoch, Position, Region};
 use super::super::recover::Log;
 use super::{Settings, millis};
@@ -23,6 +24,9 @@ pub struct Ring {
     last: EntryId,
     /// Payloads and ids of the entries.
     entry_bytes: usize,
+    values: HashMap<Key, Entry>,
+    /// Keys, payloads and ids of the values.
+    value_bytes: usize,
     remembered: HashMap<MessageId, (u64, EntryId)>,
     /// The same, the oldest first.
     remembered_order: VecDeque<(MessageId, EntryId)>,
@@ -39,6 +43,8 @@ impl Ring {
             top: 0,
             last: EntryId::default(),
             entry_bytes: 0,
+            values: HashMap::new(),
+            value_bytes: 0,
             remembered: HashMap::new(),
             remembered_order: VecDeque::new(),
             remembered_bytes: 0,
@@ -57,15 +63,21 @@ impl Ring {
 
     /// What it takes in memory, nearly.
     pub fn bytes(&self) -> usize {
-        self.entry_bytes + self.entries.len() * OVERHEAD_BYTES + self.remembered_bytes
+        let overhead = (self.entries.len() + self.values.len()) * OVERHEAD_BYTES;
+        self.entry_bytes + self.value_bytes + overhead + self.remembered_bytes
     }
 
-    /// Whether it has neither entries nor ids.
+    /// Whether it has neither entries nor ids: nothing of it expires before the log does.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty() && self.remembered.is_empty()
     }
 
-    /// Drops entries and ids; the numbers stay.
+    /// Whether it has the newest value of a key.
+    pub fn has_values(&self) -> bool {
+        !self.values.is_empty()
+    }
+
+    /// Drops entries, values and ids; the numbers stay.
     pub fn clear(&mut self) {
         *self = Self {
             last_publication: self.last_publication,
@@ -76,15 +88,21 @@ impl Ring {
     }
 
     /// Appends an item, and gives its entry; or only the position that it has already.
+    ///
+    /// # Errors
+    /// [`EngineError::TooManyValues`], and it is not stored.
     pub fn append(
         &mut self,
         region: &Region,
         item: &Item,
         now_ms: u64,
         settings: &Settings,
-    ) -> (Position, Option<Entry>) {
+    ) -> Result<(Position, Option<Entry>), EngineError> {
         if let Some((n, id)) = self.remembered.get(&item.id) {
-            return (self.position(region, *n, *id), None);
+            return Ok((self.position(region, *n, *id), None));
+        }
+        if let Some(key) = &item.key {
+            self.make_room(key, item, &settings.latest)?;
         }
         self.top += 1;
         self.last = if now_ms > self.last.ms {
@@ -96,11 +114,34 @@ impl Ring {
         let entry = Entry { position: position.clone(), message: item.id.clone(), payload: item.payload.clone() };
         self.entry_bytes += item.size_bytes();
         self.entries.push_back(entry.clone());
+        if let Some(key) = &item.key {
+            self.values.insert(key.clone(), entry.clone());
+        }
         self.remembered.insert(item.id.clone(), (self.top, self.last));
         self.remembered_order.push_back((item.id.clone(), self.last));
         self.remembered_bytes += remembered_size(&item.id);
         self.trim(settings, now_ms);
-        (position, Some(entry))
+        Ok((position, Some(entry)))
+    }
+
+    /// Counts the newest value of a key in the place of the one that it has.
+    fn make_room(&mut self, key: &Key, item: &Item, limit: &LatestLimit) -> Result<(), EngineError> {
+        let size = |entry: &Entry| key.as_str().len() + entry.payload.len() + entry.message.as_str().len();
+        let earlier = self.values.get(key).map(size);
+        let bytes = self.value_bytes + item.value_bytes(key) - earlier.unwrap_or(0);
+        let grows = bytes > self.value_bytes;
+        if (earlier.is_none() && self.values.len() >= limit.max_keys) || (grows && bytes > limit.max_bytes) {
+            return Err(limit.refusal());
+        }
+        self.value_bytes = bytes;
+        Ok(())
+    }
+
+    /// The newest entry of each key.
+    pub fn latest(&self, region: &Region) -> Latest {
+        let mut entries: Vec<Entry> = self.values.values().cloned().collect();
+        entries.sort_unstable_by_key(|entry| entry.position.n);
+        Latest { entries, top: self.top(region) }
     }
 
     /// Drops what is beyond the retention and the dedupe window.

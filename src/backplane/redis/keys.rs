@@ -63,6 +63,11 @@ pub fn log(channel: &Channel) -> String {
     key(channel, 'm')
 }
 
+/// The key of the hash with the newest values of a channel whose items have keys.
+pub fn values(channel: &Channel) -> String {
+    key(channel, 'v')
+}
+
 /// The key that remembers a message's id.
 pub fn dedupe(channel: &Channel, message: &MessageId) -> String {
     let mut key = key(channel, 'd');
@@ -119,6 +124,7 @@ mod tests {
             if partition > 0 {
                 assert_eq!(stream(&channel), format!("sg:{{p{partition}}}:s:{name}"));
                 assert_eq!(log(&channel), format!("sg:{{p{partition}}}:m:{name}"));
+                assert_eq!(values(&channel), format!("sg:{{p{partition}}}:v:{name}"));
             }
         }
         let id = MessageId::new("abc").unwrap();

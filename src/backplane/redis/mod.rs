@@ -44,8 +44,8 @@ use self::session::{Link, Session, Target};
 pub use self::settings::{Credentials, Servers, Settings};
 use self::witness::Witness;
 use super::engine::{
-    Capabilities, Channel, Dedupe, EVENTS_KEPT, Engine, EngineError, Entry, Event, History, Item, LOG_LIFE,
-    PublishError, Published, ReadLimit, Scope, Slice, Stored,
+    Capabilities, Channel, Dedupe, EVENTS_KEPT, Engine, EngineError, Entry, Event, History, Item, Key, LOG_LIFE,
+    Latest, PublishError, Published, ReadLimit, Scope, Slice, Stored,
 };
 use super::position::{Position, Region};
 use super::sink::Sink;
@@ -53,6 +53,7 @@ use super::subscriptions::{Outcome, Reading, Step, Subscriptions};
 
 static PUBLISH: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("publish.lua")));
 static READ: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("read.lua")));
+static LATEST: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("latest.lua")));
 
 /// What is read at once to push it.
 const PART: ReadLimit = ReadLimit { max_entries: 500, max_bytes: 1 << 20 };
@@ -221,6 +222,15 @@ impl Engine for RedisEngine {
         self.shared.read_back_foreign(channel, to).await
     }
 
+    async fn latest(&self, channel: &Channel) -> Result<Latest, EngineError> {
+        // Who fills it gives no keys.
+        if self.shared.ingest.has(channel) {
+            return Err(EngineError::Foreign);
+        }
+        let route = self.shared.route(channel)?;
+        self.shared.latest(&route.session, channel).await
+    }
+
     fn status(&self) -> Result<(), EngineError> {
         self.shared.status()
     }
@@ -232,7 +242,7 @@ impl Engine for RedisEngine {
             dedupe: Dedupe::Publish,
             dedupe_window: self.shared.settings.dedupe_window,
             retention: self.shared.settings.retention,
-            latest: false,
+            latest: true,
         }
     }
 
@@ -342,6 +352,7 @@ impl Shared {
             .key(keys::stream(channel))
             .key(keys::log(channel))
             .key(keys::dedupe(channel, &item.id))
+            .key(keys::values(channel))
             .key(keys::life(channel))
             .arg(&item.payload[..])
             .arg(item.id.as_str())
@@ -353,12 +364,13 @@ impl Shared {
             .arg(millis(LOG_LIFE))
             .arg(millis(settings.dedupe_window))
             .arg(keys::push(channel))
-            .arg(session.publish_command());
+            .arg(session.publish_command())
+            .arg(item.key.as_ref().map_or("", Key::as_str))
+            .arg(settings.latest.max_keys)
+            .arg(settings.latest.max_bytes);
         let mut commands = session.commands.clone();
         match self.within(&session, keys::partition(channel), script.invoke_async(&mut commands)).await {
-            Ok(answer) => {
-                wire::published(answer, &self.region).map_err(|reason| PublishError { reason, stored: Stored::Unknown })
-            }
+            Ok(answer) => wire::published(answer, &self.region, &settings.latest),
             Err(None) => Err(PublishError { reason: EngineError::TimedOut, stored: Stored::Unknown }),
             Err(Some(error)) => Err(wire::publish_error(&error)),
         }
@@ -389,6 +401,23 @@ impl Shared {
         let mut reads = session.reads.clone();
         match self.within(session, keys::partition(channel), script.invoke_async(&mut reads)).await {
             Ok(answer) => wire::slice(answer, &self.region, &session.lineage, after),
+            Err(None) => Err(EngineError::TimedOut),
+            Err(Some(error)) => Err(wire::error(&error)),
+        }
+    }
+
+    async fn latest(&self, session: &Session, channel: &Channel) -> Result<Latest, EngineError> {
+        let limit = &self.settings.latest;
+        let mut script = LATEST.prepare_invoke();
+        script
+            .key(keys::log(channel))
+            .key(keys::values(channel))
+            .key(keys::life(channel))
+            .arg(limit.max_keys)
+            .arg(limit.max_bytes);
+        let mut reads = session.reads.clone();
+        match self.within(session, keys::partition(channel), script.invoke_async(&mut reads)).await {
+            Ok(answer) => wire::latest(answer, &self.region, &session.lineage),
             Err(None) => Err(EngineError::TimedOut),
             Err(Some(error)) => Err(wire::error(&error)),
         }

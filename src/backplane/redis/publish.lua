@@ -1,11 +1,16 @@
--- Appends an item to a channel's log, once for each message id, and tells the subscribers.
+-- Appends an item to a channel's log, once for each message id, keeps it as the newest of its key, and tells the
+-- subscribers.
 --
--- KEYS: 1 the stream  2 the log's hash  3 the message's dedupe key  the last: the life of what is stored. All carry one
---       hash tag.
+-- KEYS: 1 the stream  2 the log's hash  3 the message's dedupe key  4 the hash of newest values  the last: the life of what
+--       is stored. All carry one hash tag.
 -- ARGV: 1 payload  2 message id  3 this process's lineage  4 a fresh end for an epoch  5 most entries  6 most bytes
 --       7 most milliseconds of an entry  8 of a log without a publication  9 of a message id
---       10 the channel to tell  11 the command to tell it with
--- Gives: repeated (0 or 1), epoch, n, id.
+--       10 the channel to tell  11 the command to tell it with  12 the item's key, or ''  13 most keys  14 most bytes of
+--       newest values
+-- Gives: repeated (0 or 1), epoch, n, id; or 2 where the newest values would be too many, and nothing is stored.
+--
+-- The hash of newest values has what subscribers are told by each key, and by '', which is no key, how many bytes of keys,
+-- payloads and message ids these have.
 --
 -- The hash has the epoch (e), the number (n), the id (i) and the bytes up to (b) the newest entry. Bytes are counted from
 -- the log's birth and kept with each entry, so what is retained is a difference, and nothing goes astray when entries
@@ -20,7 +25,7 @@ local log = redis.call('HMGET', KEYS[2], 'e', 'n', 'b')
 local e, n, b = log[1], tonumber(log[2]), tonumber(log[3])
 if not (e and n and b) then
   -- Without its hash a stream has no number to go on with.
-  redis.call('DEL', KEYS[1])
+  redis.call('DEL', KEYS[1], KEYS[4])
   e, n, b = nil, 0, 0
 end
 if not e or string.sub(e, 1, #ARGV[3]) ~= ARGV[3] then
@@ -32,6 +37,18 @@ if not e or string.sub(e, 1, #ARGV[3]) ~= ARGV[3] then
   e = ARGV[3] .. ARGV[4] .. life
 end
 local size = #ARGV[1] + #ARGV[2]
+local values
+if ARGV[12] ~= '' then
+  local earlier = redis.call('HGET', KEYS[4], ARGV[12])
+  local before = tonumber(redis.call('HGET', KEYS[4], '')) or 0
+  values = before + size + #ARGV[12]
+  if earlier then
+    values = values - #ARGV[12] - (#earlier - string.find(earlier, '\n', 1, true))
+  elseif redis.call('HLEN', KEYS[4]) > tonumber(ARGV[13]) then
+    return {2}
+  end
+  if values > before and values > tonumber(ARGV[14]) then return {2} end
+end
 local n_text = string.format('%.0f', n + 1)
 local b_text = string.format('%.0f', b + size)
 local id = redis.call('XADD', KEYS[1], '*', 'n', n_text, 'e', e, 'm', ARGV[2], 'b', b_text, 'd', ARGV[1])
@@ -54,5 +71,10 @@ end
 redis.call('PEXPIRE', KEYS[1], ARGV[7])
 redis.call('PEXPIRE', KEYS[2], ARGV[8])
 redis.call('SET', KEYS[3], e .. ' ' .. n_text .. ' ' .. id, 'PX', ARGV[9])
-redis.call(ARGV[11], ARGV[10], e .. ' ' .. n_text .. ' ' .. id .. ' ' .. #ARGV[2] .. '\n' .. ARGV[2] .. ARGV[1])
+local told = e .. ' ' .. n_text .. ' ' .. id .. ' ' .. #ARGV[2] .. '\n' .. ARGV[2] .. ARGV[1]
+if values then
+  redis.call('HSET', KEYS[4], ARGV[12], told, '', string.format('%.0f', values))
+  redis.call('PEXPIRE', KEYS[4], ARGV[8])
+end
+redis.call(ARGV[11], ARGV[10], told)
 return {0, e, n_text, id}

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::super::engine::{DEDUPE_WINDOW, Retention};
+use super::super::engine::{DEDUPE_WINDOW, LatestLimit, Retention};
 use super::ingest::IngestRule;
 
 /// Which servers there are.
@@ -59,6 +59,8 @@ pub struct Settings {
     pub ingest: Vec<IngestRule>,
     /// What is kept of each channel.
     pub retention: Retention,
+    /// What is kept of the newest values of each channel.
+    pub latest: LatestLimit,
     /// How long a message's id is remembered. Default 5 minutes.
     pub dedupe_window: Duration,
     /// For every command, and for each step of connecting. Default 2 s.
@@ -82,6 +84,7 @@ impl Settings {
             ingest: Vec::new(),
             ca: None,
             retention: Retention::default(),
+            latest: LatestLimit::default(),
             dedupe_window: DEDUPE_WINDOW,
             timeout: Duration::from_secs(2),
             heartbeat: Duration::from_secs(1),

@@ -3,7 +3,9 @@
 use bytes::Bytes;
 use redis::{ErrorKind, RedisError, ServerErrorKind, Value};
 
-use super::super::engine::{EngineError, Entry, MessageId, PublishError, Published, Slice, Stored};
+use super::super::engine::{
+    EngineError, Entry, Latest, LatestLimit, MessageId, PublishError, Published, Slice, Stored,
+};
 use super::super::position::{EntryId, Epoch, MAX_N, Position, Region};
 use super::super::recover::{Log, Mark};
 
@@ -84,13 +86,42 @@ pub fn ends_session(cause: &RedisError) -> bool {
     not_master || cause.is_connection_dropped() || cause.is_unrecoverable_error()
 }
 
-/// The answer of `publish.lua`.
-pub fn published(answer: Value, region: &Region) -> Result<Published, EngineError> {
-    let bad = || malformed("publish");
+/// The answer of `publish.lua`, which was given `limit`.
+pub fn published(answer: Value, region: &Region, limit: &LatestLimit) -> Result<Published, PublishError> {
+    let bad = || PublishError { reason: malformed("publish"), stored: Stored::Unknown };
     let Value::Array(parts) = answer else { return Err(bad()) };
-    let [Value::Int(repeated), epoch, n, id] = parts.as_slice() else { return Err(bad()) };
-    let position = position(region, epoch, n, id).ok_or_else(bad)?;
-    Ok(Published { position, repeated: *repeated == 1 })
+    match parts.as_slice() {
+        [Value::Int(2)] => Err(PublishError::not_stored(limit.refusal())),
+        [Value::Int(repeated @ (0 | 1)), epoch, n, id] => {
+            let position = position(region, epoch, n, id).ok_or_else(bad)?;
+            Ok(Published { position, repeated: *repeated == 1 })
+        }
+        _ => Err(bad()),
+    }
+}
+
+/// The answer of `latest.lua`.
+pub fn latest(answer: Value, region: &Region, lineage: &Epoch) -> Result<Latest, EngineError> {
+    let bad = || malformed("latest");
+    let Value::Array(parts) = answer else { return Err(bad()) };
+    let Ok([epoch, n, id, values]) = <[Value; 4]>::try_from(parts) else { return Err(bad()) };
+    if [&n, &id].iter().any(|part| matches!(part, Value::Nil)) {
+        return Ok(Latest { entries: Vec::new(), top: origin(&epoch, region, lineage) });
+    }
+    let top = position(region, &epoch, &n, &id).ok_or_else(bad)?;
+    let values = match values {
+        Value::Array(values) => values,
+        // Only a gateway with another limit stores so many.
+        Value::Int(_) => return Err(malformed("too many newest values")),
+        _ => return Err(bad()),
+    };
+    let value = |value| match value {
+        Value::BulkString(message) => push(message.into(), region).ok_or_else(bad),
+        _ => Err(bad()),
+    };
+    let mut entries = values.into_iter().map(value).collect::<Result<Vec<Entry>, _>>()?;
+    entries.sort_unstable_by_key(|entry| entry.position.n);
+    Ok(Latest { entries, top })
 }
 
 /// The answer of `read.lua`, for a log read behind `after`.
@@ -101,10 +132,8 @@ pub fn slice(answer: Value, region: &Region, lineage: &Epoch, after: Option<&Pos
         return Err(bad());
     };
     if [&n, &id].iter().any(|part| matches!(part, Value::Nil)) {
-        // That nothing was ever in it holds as long as what is stored lives, whoever answers for it.
-        let life = text(&epoch).and_then(|life| Epoch::new(life).ok()).unwrap_or_else(|| lineage.clone());
-        let top = Position::origin(region.clone(), life.clone());
-        let log = Log { top: 0, first: 1, first_epoch: life };
+        let top = origin(&epoch, region, lineage);
+        let log = Log { top: 0, first: 1, first_epoch: top.epoch.clone() };
         return Ok(Slice { entries: Vec::new(), log, top, at: None });
     }
     let top = position(region, &epoch, &n, &id).ok_or_else(bad)?;
@@ -142,6 +171,13 @@ pub fn push(message: Bytes, region: &Region) -> Option<Entry> {
     let message_id = MessageId::new(message_id).ok()?;
     let position = Position { region: region.clone(), epoch, n, id };
     Some(Entry { position, message: message_id, payload: message.slice(payload_at..) })
+}
+
+/// The beginning of a log without an entry. That nothing was ever in it holds as long as what is stored lives, whoever
+/// answers for it.
+fn origin(life: &Value, region: &Region, lineage: &Epoch) -> Position {
+    let life = text(life).and_then(|life| Epoch::new(life).ok()).unwrap_or_else(|| lineage.clone());
+    Position::origin(region.clone(), life)
 }
 
 fn entry(parts: Value, region: &Region) -> Option<Entry> {
@@ -212,10 +248,27 @@ mod tests {
     }
 
     #[test]
+    fn newest_values_are_read_in_the_order_of_their_numbers() {
+        let (lineage, text) = (Epoch::new("a").unwrap(), |text: &str| Value::BulkString(text.into()));
+        let answer = |values| Value::Array(vec![text("abc"), text("9"), text("9-0"), values]);
+        let values = Value::Array(vec![text("abc 9 9-0 1\nmnine"), text("abc 4 4-0 1\nmfour")]);
+        let found = latest(answer(values), &region(), &lineage).unwrap();
+        assert_eq!(found.entries.iter().map(|entry| &entry.payload[..]).collect::<Vec<_>>(), [&b"four"[..], b"nine"]);
+        assert_eq!(found.top.n, 9);
+        let few = Value::Array(vec![text("abc 4 4-0 1\nm"), text("abc 4 4-0 9\nm")]);
+        assert_eq!(latest(answer(few), &region(), &lineage), Err(malformed("latest")));
+        assert_eq!(latest(answer(Value::Int(-1)), &region(), &lineage), Err(malformed("too many newest values")));
+        let none = Value::Array(vec![Value::Nil, Value::Nil, Value::Nil, Value::Array(vec![])]);
+        assert!(latest(none, &region(), &lineage).unwrap().top.is_origin());
+    }
+
+    #[test]
     fn answers_of_another_shape_are_malformed() {
         let lineage = Epoch::new("a").unwrap();
         for answer in [Value::Nil, Value::Array(vec![]), Value::Array(vec![Value::Int(1); 4]), Value::Okay] {
-            assert_eq!(published(answer.clone(), &region()), Err(malformed("publish")));
+            let unknown = PublishError { reason: malformed("publish"), stored: Stored::Unknown };
+            assert_eq!(published(answer.clone(), &region(), &LatestLimit::default()), Err(unknown));
+            assert_eq!(latest(answer.clone(), &region(), &lineage), Err(malformed("latest")));
             assert_eq!(slice(answer, &region(), &lineage, None), Err(malformed("read")));
         }
         assert_eq!(slice(Value::Array(vec![Value::Int(1); 7]), &region(), &lineage, None), Err(malformed("read")));

@@ -18,6 +18,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::Plain;
 use crate::backplane::backend::AskError;
+use crate::backplane::engine::Channel;
 use crate::backplane::hold::{Held, Next};
 use crate::edge::asking::{Begun, ClientBackend};
 use crate::edge::backplane::{self, RuleBackplane};
@@ -68,6 +69,9 @@ pub(super) async fn serve(
             .map_err(|error| request.malformed(error.to_string()))?;
         if instruction.hold.is_some() && answer.headers.contains_key(header::CONTENT_ENCODING) {
             return Err(request.malformed("a response that is to be held is compressed".to_owned()));
+        }
+        if let Some(hold) = &instruction.hold {
+            request.check(hold)?;
         }
         let (answer, content) = response(&mut instruction, answer, content)?;
         let is_head = head.method == Method::HEAD;
@@ -272,7 +276,18 @@ impl Request<'_> {
         self.session.as_downstream_mut().finish_body().await.map_err(|error| error.into_down())
     }
 
-    fn held(&self, hold: instruct::Hold, meta: Meta) -> pingora::Result<Held> {
+    /// Refuses a hold on a channel of newest values: a response waits for one item, and a stream has all of them.
+    fn check(&mut self, hold: &instruct::Hold) -> pingora::Result<()> {
+        let hub = self.backplane()?.shared.hub.clone();
+        let conflates = |of: &instruct::Channel| Channel::new(&of.name).is_ok_and(|channel| hub.conflates(&channel));
+        match hold.channels.iter().find(|of| conflates(of)) {
+            Some(of) => Err(self.malformed(format!("a hold on {:?}, a channel of newest values", of.name))),
+            None => Ok(()),
+        }
+    }
+
+    fn held(&mut self, hold: instruct::Hold, meta: Meta) -> pingora::Result<Held> {
+        self.check(&hold)?;
         let backplane = self.backplane()?;
         let member = backplane.member(&self.plain.routed.rule.metrics);
         Ok(Held::new(member, hold, meta, &backplane.shared.limits))

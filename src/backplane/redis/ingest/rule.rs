@@ -46,6 +46,11 @@ impl Pattern {
         self.after.is_some()
     }
 
+    /// Whether a text that matches may begin so.
+    pub fn may_begin_with(&self, prefix: &str) -> bool {
+        self.before.starts_with(prefix) || (self.has_star() && prefix.starts_with(&self.before))
+    }
+
     /// What the `*` stands for in this text; nothing where there is none. `None` if it does not match.
     fn star_of<'a>(&self, text: &'a str) -> Option<&'a str> {
         match &self.after {
