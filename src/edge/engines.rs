@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::backplane::engine::Engine;
 use crate::backplane::memory::{self, MemoryEngine};
 use crate::backplane::position::{PositionError, Region};
-use crate::backplane::redis::{self, RedisEngine};
+use crate::backplane::redis;
 use crate::config::{Backplane, EngineKind};
 
 /// Starts the engine of a region. One that is elsewhere is connected to in the background, for as long as it takes: until
@@ -29,7 +29,7 @@ pub fn start(kind: &EngineKind, region: Region, config: &Backplane) -> Result<Ar
                 dedupe_window,
                 ..redis::Settings::new(access.servers.clone())
             };
-            Arc::new(RedisEngine::start(region, settings))
+            redis::start(region, settings)
         }
     })
 }

@@ -9,7 +9,7 @@ use sluicegate::backplane::engine::{Engine, EngineError, ReadLimit, Retention, S
 use sluicegate::backplane::memory::{self, MemoryEngine};
 use sluicegate::backplane::position::{EntryId, Place, Position};
 use sluicegate::backplane::recover::{Recovery, ReplayLimit, Why};
-use sluicegate::backplane::redis::{RedisEngine, Servers, Settings};
+use sluicegate::backplane::redis::{self, Servers, Settings};
 use sluicegate::backplane::sink::{Delivery, SinkLimit, sink};
 
 use super::cluster_server::Cluster;
@@ -43,6 +43,12 @@ pub async fn over_cluster(wish: Wish) -> Made {
     Made { engine, _servers: Some(Box::new(cluster)) }
 }
 
+pub async fn over_shards(wish: Wish) -> Made {
+    let servers: Vec<_> = (0..3).map(|_| Server::start(&[])).collect();
+    let engine = connect(super::shards::of(&servers.iter().collect::<Vec<_>>(), 1), wish).await;
+    Made { engine, _servers: Some(Box::new(servers)) }
+}
+
 /// An engine that is connected.
 pub async fn connect(servers: Servers, wish: Wish) -> Arc<dyn Engine> {
     let Wish { retention, dedupe_window } = wish;
@@ -53,9 +59,9 @@ pub async fn connect(servers: Servers, wish: Wish) -> Arc<dyn Engine> {
         max_backoff: Duration::from_millis(400),
         ..Settings::new(servers)
     };
-    let engine = RedisEngine::start(region(), settings);
+    let engine = redis::start(region(), settings);
     eventually("it connects", async || engine.status().ok()).await;
-    Arc::new(engine)
+    engine
 }
 
 /// A test of each case for each engine.
@@ -69,6 +75,9 @@ macro_rules! contract {
         }
         mod cluster_engine {
             $(#[tokio::test] async fn $case() { super::$case(super::over_cluster).await })*
+        }
+        mod sharded_engine {
+            $(#[tokio::test] async fn $case() { super::$case(super::over_shards).await })*
         }
     };
 }

@@ -8,6 +8,7 @@ mod ingest;
 mod reader;
 mod sentinel;
 mod server;
+mod shards;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -6,9 +6,10 @@ use redis::{ErrorKind, RedisError, ServerErrorKind, Value};
 use super::super::engine::{EngineError, Entry, MessageId, PublishError, Published, Slice, Stored};
 use super::super::position::{EntryId, Epoch, MAX_N, Position, Region};
 use super::super::recover::{Log, Mark};
+use super::shards;
 
 /// Error codes of a server that did not begin to do what it was asked.
-const NOT_BEGUN: [&str; 14] = [
+const NOT_BEGUN: [&str; 15] = [
     "ASK",
     "BUSY",
     "CLUSTERDOWN",
@@ -21,6 +22,7 @@ const NOT_BEGUN: [&str; 14] = [
     "NOSCRIPT",
     "OOM",
     "READONLY",
+    shards::REFUSED,
     "TRYAGAIN",
     "WRONGPASS",
 ];
