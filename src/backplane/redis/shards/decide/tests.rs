@@ -22,7 +22,7 @@ fn list(of: &[usize]) -> List {
 /// What the servers keep, and what was acknowledged.
 #[derive(Default)]
 struct World {
-    keys: BTreeMap<String, (String, String)>,
+    keys: BTreeMap<String, Said>,
     /// The highest generation that was decided to be in force.
     decided: u64,
     /// Of each channel: the servers and generations that its publications were stored under, each once in a row.
@@ -36,14 +36,14 @@ impl World {
     fn ask(&self, url: &str) -> Seen {
         match self.keys.get(url) {
             None => Seen::Blank,
-            Some((now, record)) => Seen::Says(Box::new(Said::parse(now, record).unwrap())),
+            Some(said) => Seen::Says(Box::new(said.clone())),
         }
     }
 
     fn write(&mut self, write: Write) {
-        let now = self.keys.get(&write.url).map_or("", |(now, _)| now);
+        let now = self.keys.get(&write.url).map_or("", |said| &said.now);
         if now == write.from {
-            self.keys.insert(write.url, (write.to, write.record));
+            self.keys.insert(write.url, Said::parse(&write.to, &write.record).unwrap());
         }
     }
 }
@@ -144,7 +144,7 @@ impl Gateway {
         let Some(record) = self.known.as_ref().filter(|_| !self.superseded) else { return };
         let name = Channel::new(channel).unwrap();
         let shard = self.list.shards()[self.list.at(&name)].url.clone();
-        if world.keys.get(&shard).is_none_or(|(now, _)| *now != record.in_force()) {
+        if world.keys.get(&shard).is_none_or(|said| said.now != record.in_force()) {
             return;
         }
         world.acknowledged += 1;
@@ -161,40 +161,51 @@ impl Gateway {
 fn play(seed: u64) -> World {
     let mut random = SmallRng::seed_from_u64(seed);
     let mut world = World::default();
-    let lists: Vec<List> = (0..4)
+    // Few servers, so that lists have much in common and channels come back to where they were.
+    let mut lists: Vec<List> = (0..4)
         .map(|_| {
-            let count = random.random_range(2..=4);
-            list(&(0..6).choose_multiple(&mut random, count))
+            let count = random.random_range(2..=3);
+            list(&(0..4).choose_multiple(&mut random, count))
         })
         .collect();
-    let mut gateways = vec![Gateway::new(1, lists[0].clone()), Gateway::new(1, lists[0].clone())];
-    for tick in 0..3000 {
-        if tick % 400 == 399 && random.random_bool(0.8) {
-            let generation = random.random_range(1..=4);
-            gateways.push(Gateway::new(generation, lists[generation as usize - 1].clone()));
-        }
-        if random.random_bool(0.003) {
-            // A gateway begins anew.
-            let nth = random.random_range(0..gateways.len());
-            gateways[nth] = Gateway::new(gateways[nth].generation, gateways[nth].list.clone());
-        }
-        if random.random_bool(0.01)
-            && let Some(url) = world.keys.keys().choose(&mut random).cloned()
-        {
-            // Emptied, but not the last of a list that knows anything.
-            let keeps = |list: &List| list.urls().any(|other| other != url && world.keys.contains_key(other));
-            if lists.iter().filter(|list| list.urls().any(|of| of == url)).all(keeps) {
-                world.keys.remove(&url);
+    lists[2] = lists[random.random_range(0..3)].clone();
+    let new = |generation: usize| Gateway::new(generation as u64, lists[generation - 1].clone());
+    let mut gateways = vec![new(1), new(1)];
+    let (mut tick, mut highest) = (0, 1);
+    while tick < 1500 {
+        match random.random_range(0..40) {
+            0 if highest < lists.len() => {
+                highest += 1;
+                gateways.extend([new(highest), new(highest)]);
             }
+            1 => gateways.push(new(random.random_range(1..=highest))),
+            2 => {
+                let nth = random.random_range(0..gateways.len());
+                gateways[nth] = new(gateways[nth].generation as usize);
+            }
+            3..6 => {
+                if let Some(url) = world.keys.keys().choose(&mut random).cloned() {
+                    // Emptied, but not the last of a list that knows anything.
+                    let keeps = |list: &List| list.urls().any(|other| other != url && world.keys.contains_key(other));
+                    if lists.iter().filter(|list| list.urls().any(|of| of == url)).all(keeps) {
+                        world.keys.remove(&url);
+                    }
+                }
+            }
+            _ => {}
         }
-        let nth = random.random_range(0..gateways.len());
-        if random.random_bool(0.2) {
-            let channel = ["a", "b", "c", "d", "e"].choose(&mut random).unwrap();
-            gateways[nth].publish(&mut world, channel);
-        }
-        let silent = random.random_bool(0.02);
-        if !gateways[nth].superseded {
-            gateways[nth].step(&mut world, silent);
+        // One or two run for a while, and the others stand still wherever they are.
+        let running = [(); 2].map(|()| random.random_range(0..gateways.len()));
+        for _ in 0..random.random_range(1..25) {
+            tick += 1;
+            let gateway = &mut gateways[*running.choose(&mut random).unwrap()];
+            if random.random_bool(0.2) {
+                let channel = ["a", "b", "c", "d", "e"].choose(&mut random).unwrap();
+                gateway.publish(&mut world, channel);
+            }
+            if !gateway.superseded {
+                gateway.step(&mut world, random.random_bool(0.01));
+            }
         }
     }
     world
@@ -202,7 +213,7 @@ fn play(seed: u64) -> World {
 
 #[test]
 fn what_is_stored_under_a_list_is_stored_before_a_newer_one_is_in_force() {
-    let schedules = std::env::var("SHARD_SCHEDULES").ok().and_then(|count| count.parse().ok()).unwrap_or(60);
+    let schedules = std::env::var("SHARD_SCHEDULES").ok().and_then(|count| count.parse().ok()).unwrap_or(200);
     let (mut acknowledged, mut activations, mut moves) = (0, 0, 0);
     for seed in 0..schedules {
         let world = play(seed);
@@ -211,10 +222,8 @@ fn what_is_stored_under_a_list_is_stored_before_a_newer_one_is_in_force() {
         moves += world.stored.values().map(|of| of.len() - 1).sum::<usize>();
     }
     // That the schedules come to what they are about.
-    assert!(
-        acknowledged > 20 * schedules && activations > schedules && moves as u64 > schedules / 4,
-        "{acknowledged} {activations} {moves}"
-    );
+    let enough = acknowledged > 10 * schedules && activations > schedules && moves as u64 > schedules / 2;
+    assert!(enough, "{acknowledged} stored, {activations} lists in force, {moves} moves");
 }
 
 /// Lets a gateway do what it does until it has nothing to write.
@@ -226,7 +235,7 @@ fn settle(world: &mut World, gateway: &mut Gateway) -> Result<Record, EngineErro
             return Err(reason);
         }
         if quiet && let Some(record) = &gateway.known {
-            let all = |url: &str| world.keys.get(url).is_some_and(|(now, _)| *now == record.in_force());
+            let all = |url: &str| world.keys.get(url).is_some_and(|said| said.now == record.in_force());
             if gateway.list.urls().all(all) {
                 return Ok(record.clone());
             }
@@ -245,7 +254,7 @@ fn a_change_tells_the_shards_of_before_and_forgets_none() {
     assert!(first.leaving.is_empty() && first.before.is_empty());
     let second = settle(&mut world, &mut Gateway::new(2, list(&[1, 2]))).unwrap();
     assert_eq!(second.leaving, BTreeSet::from([url(0)]));
-    assert!(world.keys[&url(0)].0.starts_with("2 "), "the one that left knows it");
+    assert!(world.keys[&url(0)].now.starts_with("2 "), "the one that left knows it");
     let fourth = settle(&mut world, &mut Gateway::new(4, list(&[2, 0]))).unwrap();
     assert_eq!(fourth.leaving, BTreeSet::from([url(1)]));
     assert!(fourth.before.keys().eq(&[1, 2]));
@@ -292,4 +301,54 @@ fn nothing_is_begun_while_a_shard_of_before_is_silent_unless_it_is_gone() {
     assert_eq!(world.keys, before);
     let Step::Prepare(writes) = decide(&[url(0)]) else { panic!("nothing to write") };
     assert!(writes.iter().map(|write| &write.url).eq([&url(1), &url(2)]));
+}
+
+/// What servers say of a generation: begun, or in force.
+fn said(record: &Record, nonce: Option<&str>) -> Seen {
+    let now = nonce.map_or_else(|| record.in_force(), |nonce| record.begun(nonce));
+    Seen::Says(Box::new(Said::parse(&now, &record.text).unwrap()))
+}
+
+#[test]
+fn a_server_that_went_back_while_the_others_were_told_is_told_again() {
+    let (old, list) = (Record::new(1, list(&[0, 1]), BTreeSet::new(), BTreeMap::new()), list(&[0, 1, 2]));
+    let new = Record::new(2, list.clone(), BTreeSet::new(), BTreeMap::from([(1, old.list.clone())]));
+    let gone = BTreeSet::new();
+    let own = Own { generation: 2, list: &list, gone: &gone, known: None };
+    let nonce = || "x".to_owned();
+    let begun: View = (0..3).map(|nth| (url(nth), said(&new, Some("a")))).collect();
+    // Emptied and told of 1 again, by a gateway that found the other one saying so still.
+    for back in [said(&old, None), said(&old, Some("b")), Seen::Blank, Seen::Silent(EngineError::TimedOut)] {
+        let mut second = begun.clone();
+        second.insert(url(0), back);
+        assert_eq!(decide(&own, &begun, &second, nonce), Step::Prepare(Vec::new()));
+        assert!(!matches!(decide(&own, &second, &begun, nonce), Step::InForce(..)));
+    }
+    let Step::InForce(record, writes) = decide(&own, &begun, &begun, nonce) else { panic!("not in force") };
+    assert!(*record == new && writes.iter().all(|write| write.from == new.begun("a") && write.to == new.in_force()));
+}
+
+#[test]
+fn an_emptied_server_is_told_only_while_another_says_so_after_it() {
+    let list = list(&[0, 1, 2]);
+    let record = Record::new(1, list.clone(), BTreeSet::new(), BTreeMap::new());
+    let gone = BTreeSet::new();
+    let own = Own { generation: 1, list: &list, gone: &gone, known: Some(&record) };
+    let view = |of: [Seen; 3]| -> View { of.into_iter().enumerate().map(|(nth, seen)| (url(nth), seen)).collect() };
+    let (silent, in_force) = (|| Seen::Silent(EngineError::TimedOut), || said(&record, None));
+    let writes = |first, second| match decide(&own, &view(first), &view(second), || "y".to_owned()) {
+        Step::InForce(_, writes) => writes.into_iter().map(|write| (write.url, write.from, write.to)).collect(),
+        step => panic!("{step:?}"),
+    };
+    // First it is told that this is begun, with a number that nobody else has.
+    let told: Vec<_> = writes([Seen::Blank, in_force(), silent()], [Seen::Blank, in_force(), silent()]);
+    assert_eq!(told, [(url(0), String::new(), record.begun("y"))]);
+    let begun = || said(&record, Some("y"));
+    let told = writes([begun(), in_force(), silent()], [begun(), in_force(), silent()]);
+    assert_eq!(told, [(url(0), record.begun("y"), record.in_force())]);
+    // What another said before it counts for nothing, nor what it says itself.
+    assert_eq!(writes([begun(), in_force(), silent()], [in_force(), silent(), silent()]), []);
+    let lost =
+        decide(&own, &view([begun(), in_force(), silent()]), &view([begun(), silent(), silent()]), || "z".to_owned());
+    assert!(matches!(lost, Step::Wait(EngineError::Shard { .. })), "{lost:?}");
 }
