@@ -234,6 +234,7 @@ async fn a_channel_that_comes_back_to_a_shard_does_not_go_on_with_its_old_log() 
     let first = engine_of(&two, 1).await;
     let mut reader = Reader::subscribe(&first, &roams, SinkLimit::default()).await;
     let mut stays = Reader::subscribe(&first, &other, SinkLimit::default()).await;
+    let begun = stays.last.clone();
     let origin = Reader::subscribe(&first, &quiet, SinkLimit::default()).await.last.clone();
     let mut seen = vec![reader.last.clone()];
     for nth in 1..=3 {
@@ -271,6 +272,7 @@ async fn a_channel_that_comes_back_to_a_shard_does_not_go_on_with_its_old_log() 
     assert_eq!(reader.until_gap().await, Why::Lineage);
     stays.until("m9").await;
     assert_eq!((stays.got.len(), stays.gaps.len()), (9, 0));
+    assert_eq!(recovery(&third, &other, &begun).await, Recovery::Replay { from: 1, to: 9 });
 }
 
 #[tokio::test]
