@@ -1,6 +1,7 @@
 //! What happens to the shards, as what happens to one engine.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use parking_lot::Mutex;
 use tokio::sync::broadcast;
@@ -13,6 +14,7 @@ use crate::backplane::engine::{EVENTS_KEPT, EngineError, Event};
 #[derive(Debug)]
 pub struct Merged {
     events: broadcast::Sender<Event>,
+    since: Instant,
     /// What was last told of the engine as a whole.
     told: Mutex<Option<Result<(), EngineError>>>,
     /// Which shards have given a heartbeat since the last that was told.
@@ -25,6 +27,7 @@ impl Merged {
     pub fn new(shards: usize) -> Self {
         Self {
             events: broadcast::Sender::new(EVENTS_KEPT),
+            since: Instant::now(),
             told: Mutex::new(None),
             beats: Mutex::new(vec![false; shards]),
             trouble: Mutex::new(None),
@@ -67,7 +70,9 @@ impl Shared {
     pub fn tell_status(&self) {
         let mut told = self.merged.told.lock();
         let status = self.status();
-        if told.as_ref() == Some(&status) {
+        // The shards come up one after the other: that some are not there yet is no news at the beginning.
+        let begins = told.is_none() && status.is_err() && self.merged.since.elapsed() < self.settings.heartbeat;
+        if begins || told.as_ref() == Some(&status) {
             return;
         }
         *told = Some(status.clone());
