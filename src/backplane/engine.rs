@@ -371,11 +371,33 @@ pub enum EngineError {
         /// What is wrong with it.
         what: &'static str,
     },
+    /// Of several servers another list is in force under the number of ours.
+    #[error("generation {generation} of the shards is another list: raise `generation` with every change of `shards`")]
+    OtherShards {
+        /// The number.
+        generation: u64,
+    },
     /// It said no, with this code of its own (`NOPERM`, `WRONGTYPE` …).
     #[error("the engine refused with {code}")]
     Refused {
         /// The code, at most 32 characters.
         code: String,
+    },
+    /// One of several servers is not there for its channels.
+    #[error("shard {shard}: {reason}")]
+    Shard {
+        /// Its host and port.
+        shard: String,
+        /// Why.
+        reason: Box<EngineError>,
+    },
+    /// The servers have a newer list of themselves than this gateway was given.
+    #[error("generation {in_force} of the shards is in force, this configuration has {generation}")]
+    Superseded {
+        /// Theirs.
+        in_force: u64,
+        /// Ours.
+        generation: u64,
     },
     /// There was no answer in time.
     #[error("the engine did not answer in time")]
@@ -396,6 +418,12 @@ pub enum EngineError {
         /// Bytes that they and their values may have.
         limit_bytes: usize,
     },
+    /// None of several servers knows of a list, and ours is not the first.
+    #[error("no shard knows of a generation before {generation}: begin with 1, or keep a shard of before")]
+    UnknownShards {
+        /// Its number.
+        generation: u64,
+    },
     /// There is no connection.
     #[error("the engine is not reachable")]
     Unreachable,
@@ -405,6 +433,14 @@ pub enum EngineError {
         /// The region that it belongs to, or `?` if that is no region's name.
         found: String,
     },
+}
+
+impl EngineError {
+    /// The same, of one of several servers, by its URL or its name.
+    pub(super) fn of_shard(shard: &str, reason: Self) -> Self {
+        let shard = shard.split_once("://").map_or(shard, |(_, name)| name).to_owned();
+        Self::Shard { shard, reason: Box::new(reason) }
+    }
 }
 
 /// Whether an item is stored although its publication failed.

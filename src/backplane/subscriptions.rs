@@ -104,6 +104,13 @@ impl Subscriptions {
         self.channels.remove(channel).is_some()
     }
 
+    /// Ends subscriptions that were pushed from, and gives their receivers.
+    pub fn part(&mut self, concerned: impl Fn(&Channel) -> bool) -> Vec<(Channel, Sink)> {
+        let is_started = |subscription: &Subscription| !matches!(subscription.state, State::Reading { last: None, .. });
+        let parted = self.channels.extract_if(|channel, subscription| is_started(subscription) && concerned(channel));
+        parted.map(|(channel, subscription)| (channel, subscription.sink)).collect()
+    }
+
     /// Ends a subscription whose start failed, unless another has taken its place.
     pub fn give_up_start(&mut self, reading: &Reading) {
         if self.is_current(reading) {

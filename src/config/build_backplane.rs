@@ -274,7 +274,7 @@ rules:
     }
 
     #[test]
-    fn redis_may_be_behind_sentinels_or_a_cluster() {
+    fn redis_may_be_behind_sentinels_or_a_cluster_or_in_shards() {
         let engine = |redis: &str| {
             let loaded = read(&format!("backplane: {{ engine: {{ redis: {redis} }} }}")).expect("sound");
             match loaded.config.backplane.expect("written").engine {
@@ -293,6 +293,13 @@ rules:
         assert_eq!(access.sentinel_credentials.password.as_deref(), Some("0123456789abcdef"));
         let access = engine(&format!("{{ cluster: {{ urls: {written} }}, password_file: a.key }}"));
         assert_eq!(access.servers, Servers::Cluster { urls });
+        assert_eq!(access.credentials.password.as_deref(), Some("0123456789abcdef"));
+        let access = engine(
+            "{ shards: [\"redis://b\", \"redis://a:1\"], generation: 3, gone: [\"redis://c\"], password_file: a.key }",
+        );
+        let Servers::Shards(shards) = access.servers else { panic!("no shards") };
+        assert!(shards.list.urls().eq(["redis://a:1", "redis://b:6379"]));
+        assert!(shards.generation == 3 && shards.gone.iter().eq(["redis://c:6379"]));
         assert_eq!(access.credentials.password.as_deref(), Some("0123456789abcdef"));
     }
 
@@ -350,11 +357,11 @@ rules:
             ),
             (
                 "backplane: { engine: { redis: { username: u } } }",
-                "backplane.engine.redis.url: this key is missing; allowed: one of `url`, `sentinel` and `cluster`",
+                "backplane.engine.redis.url: this key is missing; allowed: one of `url`, `sentinel`, `cluster` and `shards`",
             ),
             (
                 "backplane: { engine: { redis: { url: \"redis://a:1\", cluster: { urls: [\"redis://a:1\"] } } } }",
-                "backplane.engine.redis.cluster: this beside `url`; allowed: only one of `url`, `sentinel` and `cluster`",
+                "backplane.engine.redis.cluster: this beside `url`; allowed: only one of `url`, `sentinel`, `cluster` and ",
             ),
             (
                 "backplane: { engine: { redis: { cluster: { urls: [] } } } }",
@@ -377,8 +384,40 @@ rules:
                 "backplane.engine.redis.sentinel.master: \"\"; allowed: the name of a master",
             ),
             (
-                "backplane: { engine: { redis: { url: \"redis://a:1\", shards: [] } } }",
-                "backplane.engine.redis.shards: unknown key",
+                "backplane: { engine: { redis: { url: \"redis://a:1\", shard: [] } } }",
+                "backplane.engine.redis.shard: unknown key",
+            ),
+            (
+                "backplane: { engine: { redis: { url: \"redis://a:1\", generation: 1 } } }",
+                "backplane.engine.redis.generation: this without `shards`; allowed: only with `shards`",
+            ),
+            (
+                "backplane: { engine: { redis: { shards: [\"redis://a:1\"], generation: 1 } } }",
+                "backplane.engine.redis.shards: a list of 1; allowed: 2 to 64 URLs",
+            ),
+            (
+                "backplane: { engine: { redis: { shards: [\"redis://a:1\", \"redis://A:1\"], generation: 1 } } }",
+                "backplane.engine.redis.shards: a:1 twice; allowed: each server once",
+            ),
+            (
+                "backplane: { engine: { redis: { shards: [\"redis://a:1\", \"redis://u:secret@b\"], generation: 1 } } }",
+                "backplane.engine.redis.shards: a URL with a user; allowed: redis://HOST:PORT",
+            ),
+            (
+                "backplane: { engine: { redis: { shards: [\"redis://a:1\", \"redis://b:1\"] } } }",
+                "backplane.engine.redis.generation: this key is missing; allowed: a number from 1",
+            ),
+            (
+                "backplane: { engine: { redis: { shards: [\"redis://a:1\", \"redis://b:1\"], generation: 0 } } }",
+                "backplane.engine.redis.generation: 0; allowed: a number from 1",
+            ),
+            (
+                "backplane: { engine: { redis: { shards: [\"redis://a:1\", \"redis://b\"], generation: 2, gone: [\"redis://B:6379\"] } } }",
+                "backplane.engine.redis.gone: \"redis://b:6379\"; allowed: no server that is in `shards`",
+            ),
+            (
+                "backplane: { engine: { redis: { shards: [\"redis://a:1\", \"redis://b:1\"], generation: 1 } }, ingest: [{ streams: a, data_field: b }] }",
+                "backplane.ingest: streams of a Redis; allowed: only with",
             ),
             (
                 "backplane: { engine: { nast: { url: \"nats://a:1\" } } }",

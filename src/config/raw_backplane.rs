@@ -80,7 +80,7 @@ pub enum RawEngineName {
 #[serde(deny_unknown_fields)]
 pub struct RawRedisEngine {
     /// The servers. Required.
-    pub redis: RawRedis,
+    pub redis: Box<RawRedis>,
 }
 
 /// In NATS JetStream.
@@ -110,20 +110,32 @@ pub struct RawNats {
     pub replicas: Option<Count>,
 }
 
-/// The servers of a Redis engine: exactly one of `url`, `sentinel` and `cluster`.
+/// The servers of a Redis engine: exactly one of `url`, `sentinel`, `cluster` and `shards`.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 #[schemars(extend(
-    "oneOf" = [{ "required": ["url"] }, { "required": ["sentinel"] }, { "required": ["cluster"] }],
+    "oneOf" = [
+        { "required": ["url"] },
+        { "required": ["sentinel"] },
+        { "required": ["cluster"] },
+        { "required": ["shards", "generation"] },
+    ],
 ))]
 pub struct RawRedis {
-    /// `redis://HOST:PORT`, or `rediss://HOST:PORT` for TLS. Required: this, `sentinel` or `cluster`, exactly one. No
-    /// password in it: see `password_file`.
+    /// `redis://HOST:PORT`, or `rediss://HOST:PORT` for TLS. Required: this, `sentinel`, `cluster` or `shards`, exactly one.
+    /// No password in it: see `password_file`.
     pub url: Option<String>,
     /// A master that Sentinel names, instead of `url`.
     pub sentinel: Option<RawSentinel>,
     /// A Cluster of Redis 7.0 or later, instead of `url`.
     pub cluster: Option<RawCluster>,
+    /// 2 to 64 independent servers, each with a part of the channels, instead of `url`: `redis://HOST:PORT` or
+    /// `rediss://HOST:PORT`. Default: none.
+    pub shards: Option<Vec<String>>,
+    /// Which list of `shards` this is: 1 for the first, and a higher number with every change. Required with `shards`.
+    pub generation: Option<u64>,
+    /// Shards of before that are lost for good, so that their leaving is not waited for. Default: none.
+    pub gone: Option<Vec<String>>,
     /// The user. Default: Redis's `default`.
     pub username: Option<String>,
     /// A file with the password. Default: none.

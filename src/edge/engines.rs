@@ -7,7 +7,7 @@ use crate::backplane::memory::{self, MemoryEngine};
 use crate::backplane::nats::{self, NatsEngine};
 use crate::backplane::position::{PositionError, Region};
 use crate::backplane::rabbitmq::{self, RabbitEngine};
-use crate::backplane::redis::{self, RedisEngine};
+use crate::backplane::redis;
 use crate::config::{Backplane, EngineKind};
 
 /// Starts the engine of a region. One that is elsewhere is connected to in the background, for as long as it takes: until
@@ -31,7 +31,7 @@ pub fn start(kind: &EngineKind, region: Region, config: &Backplane) -> Result<Ar
                 dedupe_window,
                 ..redis::Settings::new(access.servers.clone())
             };
-            Arc::new(RedisEngine::start(region, settings))
+            redis::start(region, settings)
         }
         EngineKind::Nats(access) => {
             let settings = nats::Settings {

@@ -11,7 +11,7 @@ use sluicegate::backplane::nats::{self, NatsEngine};
 use sluicegate::backplane::position::{EntryId, Place, Position};
 use sluicegate::backplane::rabbitmq::{self, RabbitEngine};
 use sluicegate::backplane::recover::{Recovery, ReplayLimit, Why};
-use sluicegate::backplane::redis::{RedisEngine, Servers, Settings};
+use sluicegate::backplane::redis::{self, Servers, Settings};
 use sluicegate::backplane::sink::{Delivery, SinkLimit, sink};
 
 use super::cluster_server::Cluster;
@@ -69,6 +69,12 @@ pub async fn connect_rabbit(url: String, wish: Wish) -> Arc<dyn Engine> {
     Arc::new(engine)
 }
 
+pub async fn over_shards(wish: Wish) -> Made {
+    let servers: Vec<_> = (0..3).map(|_| Server::start(&[])).collect();
+    let engine = connect(super::shards::of(&servers.iter().collect::<Vec<_>>(), 1), wish).await;
+    Made { engine, _servers: Some(Box::new(servers)) }
+}
+
 /// An engine that is connected.
 pub async fn connect(servers: Servers, wish: Wish) -> Arc<dyn Engine> {
     let Wish { retention, dedupe_window, latest } = wish;
@@ -80,9 +86,9 @@ pub async fn connect(servers: Servers, wish: Wish) -> Arc<dyn Engine> {
         max_backoff: Duration::from_millis(400),
         ..Settings::new(servers)
     };
-    let engine = RedisEngine::start(region(), settings);
+    let engine = redis::start(region(), settings);
     eventually("it connects", async || engine.status().ok()).await;
-    Arc::new(engine)
+    engine
 }
 
 pub async fn over_nats(wish: Wish) -> Made {
@@ -128,6 +134,9 @@ macro_rules! contract {
         mod rabbit_engine {
             $(#[tokio::test] async fn $case() { super::$case(super::over_rabbit).await })*
         }
+        mod sharded_engine {
+            $(#[tokio::test] async fn $case() { super::$case(super::over_shards).await })*
+        }
     };
 }
 
@@ -164,6 +173,9 @@ macro_rules! values {
         }
         mod cluster_values {
             $(#[tokio::test] async fn $case() { super::$case(super::over_cluster).await })*
+        }
+        mod sharded_values {
+            $(#[tokio::test] async fn $case() { super::$case(super::over_shards).await })*
         }
     };
 }

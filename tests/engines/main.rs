@@ -15,6 +15,7 @@ mod rabbit_server;
 mod reader;
 mod sentinel;
 mod server;
+mod shards;
 mod values;
 
 use std::sync::Arc;

@@ -70,7 +70,7 @@ async fn connect(shared: &Arc<Shared>, target: &Target) -> Result<Session, Engin
     // Each step has a time-out of its own; this is for those that have none, such as looking names up.
     let sentinels = match &shared.settings.servers {
         Servers::Sentinel { urls, .. } => u32::try_from(urls.len()).unwrap_or(u32::MAX),
-        Servers::Standalone { .. } | Servers::Cluster { .. } => 0,
+        Servers::Standalone { .. } | Servers::Cluster { .. } | Servers::Shards(_) => 0,
     };
     let whole = shared.settings.timeout.saturating_mul(sentinels.saturating_mul(2).saturating_add(8));
     let session = Session::connect(&shared.settings, &shared.region, target, number, link, on_push);

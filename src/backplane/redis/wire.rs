@@ -8,9 +8,10 @@ use super::super::engine::{
 };
 use super::super::position::{EntryId, Epoch, MAX_N, Position, Region};
 use super::super::recover::{Log, Mark};
+use super::shards;
 
 /// Error codes of a server that did not begin to do what it was asked.
-const NOT_BEGUN: [&str; 14] = [
+const NOT_BEGUN: [&str; 15] = [
     "ASK",
     "BUSY",
     "CLUSTERDOWN",
@@ -23,6 +24,7 @@ const NOT_BEGUN: [&str; 14] = [
     "NOSCRIPT",
     "OOM",
     "READONLY",
+    shards::REFUSED,
     "TRYAGAIN",
     "WRONGPASS",
 ];
