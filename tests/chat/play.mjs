@@ -31,14 +31,17 @@ const AT_ONCE_OF = 4;
 const addresses = (base) => Object.fromEntries(REGIONS.map((name, at) => [name, `127.0.0.1:${base + at}`]));
 const SHIPPED = { PUBLIC: addresses(8080), ADMIN: addresses(9901), PUBLISH: addresses(5561), APP: addresses(9001), REDIS: addresses(6379) };
 
-/** Answers `{ counts, violations, file, faults, world }`. `seconds` is how long faults happen; `only` names of faults. */
-export async function play({ seed, seconds, quietSeconds = 5, users = 4, unit = 1_500, only, onWorld = () => {} }) {
-  const run = new Run({ seed, quietMs: quietSeconds * 1_000, unit });
+/**
+ * Answers `{ counts, violations, file, faults, … }`. `seconds` is how long faults happen, each once at least; `only` names
+ * those that do, all by default; `unit` is a time in milliseconds that their lengths are made of. `onWorld` is given the
+ * processes, to end them when this one is ended.
+ */
+export async function play({ seed, seconds, quietSeconds = 5, users = 4, unit = 1_500, only, onWorld = () => {}, onFault = () => {} }) {
+  const run = new Run({ seed, quietMs: quietSeconds * 1_000, unit, onFault });
   const configurations = Object.fromEntries(await Promise.all(
     REGIONS.map(async (name) => [name, await readFile(here(`../../examples/chat/${name}.yaml`), "utf8")])));
   const backend = here("../../examples/chat/backend.mjs");
-  run.world = await Regions.start({ configurations, addresses: SHIPPED, delay: DELAY, backend });
-  onWorld(run.world);
+  run.world = await Regions.start({ configurations, addresses: SHIPPED, delay: DELAY, backend, onWorld });
   try {
     for (const region of REGIONS) for (let nth = 0; nth < users; nth += 1) run.add(region, ROOMS[nth % ROOMS.length], nth);
     await run.until("everybody is in", () => run.users.filter(({ since }) => !since).map(({ name }) => name));
@@ -55,12 +58,13 @@ export async function play({ seed, seconds, quietSeconds = 5, users = 4, unit = 
     await run.world.stop();
   }
   const file = await run.write();
-  return { ...check(parse(await readFile(file, "utf8"))), file, faults: run.played };
+  const messages = { rooms: ROOMS.length, quiet: quietSeconds };
+  return { ...check(parse(await readFile(file, "utf8"))), file, faults: run.played, users: run.users.length, messages };
 }
 
 class Run {
-  constructor({ seed, quietMs, unit }) {
-    Object.assign(this, { seed, quietMs, unit, users: [], records: [], played: [], timers: new Set(), talking: true });
+  constructor({ seed, quietMs, unit, onFault }) {
+    Object.assign(this, { seed, quietMs, unit, onFault, users: [], records: [], played: [], talking: true });
     // The faults are those of the seed, however often users talk.
     [this.random, this.chance] = [randomness(seed), randomness(seed + 1)];
     this.record({ e: "run", seed });
@@ -145,7 +149,9 @@ class Run {
         const first = list.shift();
         // Two at once are of different regions, and one link leaves no other one free.
         const second = between(1, AT_ONCE_OF) === 1 && list.length > 0 && !first.links && !list[0].links ? list.shift() : undefined;
-        await Promise.all([this.fault(first, regions), second && this.fault(second, regions.slice(1))]);
+        // Both come to their end, also when one fails: nothing is started any more when the world is stopped.
+        const ends = await Promise.allSettled([this.fault(first, regions), second && this.fault(second, regions.slice(1))]);
+        for (const { reason } of ends) if (reason) throw reason;
         await sleep(between(this.unit / 3, this.unit));
       }
     }
@@ -155,6 +161,7 @@ class Run {
     const touched = regions.slice(0, links ? 2 : 1);
     this.record({ e: "fault", name, phase: "begin", regions: touched });
     const begun = performance.now();
+    this.onFault(`${((begun - this.records[0].t) / 1_000).toFixed(1)} s: ${name}: ${touched.join(", ")}`);
     await play({ world: this.world, regions, between: this.chance.between, unit: this.unit });
     this.record({ e: "fault", name, phase: "end", regions: touched });
     this.played.push({ name, regions: touched, begun: begun - this.records[0].t, lasted: performance.now() - begun });

@@ -23,10 +23,12 @@ export class Regions {
   /**
    * Starts the regions of `configurations`: { NAME: YAML }, in which each address is one of `addresses`: { PUBLIC, ADMIN,
    * PUBLISH, APP, REDIS: { NAME: "127.0.0.1:1" } }. `delay` is that of each way between two regions, in milliseconds.
-   * `backend` is a script that prints {"listening": PORT} and is told of DATABASE and PUBLISH.
+   * `backend` is a script that prints {"listening": PORT} and is told of DATABASE and PUBLISH. `onWorld` is given the
+   * world before its first process starts, so that {@link killAll} can end them.
    */
-  static async start({ configurations, addresses, delay = 90, backend, random = Math.random }) {
+  static async start({ configurations, addresses, delay = 90, backend, random = Math.random, onWorld = () => {} }) {
     const world = new Regions();
+    onWorld(world);
     Object.assign(world, { configurations, addresses, delay, script: backend, random });
     Object.assign(world, { names: Object.keys(configurations), redis: {}, gates: {}, backends: {}, links: {}, complaints: [], children: new Set() });
     try {
