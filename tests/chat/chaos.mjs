@@ -3,6 +3,7 @@
 //
 //   node chaos.mjs [SEED] [FOR]     a seed that the clock gives, and 60s, of faults
 
+import { setTimeout as sleep } from "node:timers/promises";
 import { DELAY, REGIONS, explain, play } from "./play.mjs";
 
 const seed = process.argv[2] ? Number(process.argv[2]) : Date.now() % 1_000_000;
@@ -13,15 +14,23 @@ if (!Number.isSafeInteger(seed) || !count) {
 }
 const seconds = Number(count) * (unit === "m" ? 60 : 1);
 
-let world;
+/** How long the processes of a run that is interrupted may take to end, in milliseconds. */
+const LAST = 5_000;
+let world, interrupted;
 for (const signal of ["SIGINT", "SIGTERM"]) {
-  process.once(signal, () => {
+  process.on(signal, async () => {
+    if (interrupted) return;
+    interrupted = true;
+    world?.killAll();
+    await Promise.race([world?.stop(), sleep(LAST)]);
     world?.killAll();
     process.exit(130);
   });
 }
 
-const result = await play({ seed, seconds, onWorld: (made) => (world = made), onFault: (text) => console.error(text) }).catch((error) => {
+const result = await play({ seed, seconds, onWorld: (made) => (world = made), onFault: (text) => console.error(text) }).catch(async (error) => {
+  // The end comes from there.
+  if (interrupted) await sleep(2 * LAST);
   console.log(`\nFailed: ${error.message}`);
   process.exit(1);
 });

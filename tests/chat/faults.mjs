@@ -3,6 +3,7 @@
 // made of.
 
 import { setTimeout as sleep } from "node:timers/promises";
+import { all } from "../regions/world.mjs";
 
 /** A region without any connection, in processes that live on. */
 async function dark({ world, regions: [region], between, unit }) {
@@ -83,10 +84,10 @@ export const FAULTS = [
   {
     name: "region without power",
     async play({ world, regions: [region], between, unit }) {
-      await Promise.all([world.endGate(region, "SIGKILL"), world.endBackend(region), world.endRedis(region)]);
+      await all([world.endGate(region, "SIGKILL"), world.endBackend(region), world.endRedis(region)]);
       await sleep(between(unit, 3 * unit));
       await world.startRedis(region);
-      await Promise.all([world.startBackend(region), world.startGate(region)]);
+      await all([world.startBackend(region), world.startGate(region)]);
     },
   },
 ];

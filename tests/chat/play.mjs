@@ -9,7 +9,7 @@ import { fileURLToPath } from "node:url";
 import WebSocket from "ws";
 import { Chat } from "../../examples/chat/client.mjs";
 import { randomness } from "../faults/world.mjs";
-import { Regions } from "../regions/world.mjs";
+import { Regions, all } from "../regions/world.mjs";
 import { PROMISES, check, parse } from "./checker.mjs";
 import { FAULTS } from "./faults.mjs";
 
@@ -139,19 +139,17 @@ class Run {
   }
 
   /** Every fault once, in an order of chance, and again until the time is over. */
-  async faults(all, end) {
+  async faults(kinds, end) {
     const { between } = this.chance;
     const shuffled = (list) => list.map((each) => [between(0, 1 << 30), each]).sort(([one], [other]) => one - other).map(([, each]) => each);
     for (let round = 0; round === 0 || performance.now() < end; round += 1) {
-      const list = shuffled(all);
+      const list = shuffled(kinds);
       while (list.length > 0 && (round === 0 || performance.now() < end)) {
         const regions = shuffled(REGIONS);
         const first = list.shift();
         // Two at once are of different regions, and one link leaves no other one free.
         const second = between(1, AT_ONCE_OF) === 1 && list.length > 0 && !first.links && !list[0].links ? list.shift() : undefined;
-        // Both come to their end, also when one fails: nothing is started any more when the world is stopped.
-        const ends = await Promise.allSettled([this.fault(first, regions), second && this.fault(second, regions.slice(1))]);
-        for (const { reason } of ends) if (reason) throw reason;
+        await all([this.fault(first, regions), second && this.fault(second, regions.slice(1))]);
         await sleep(between(this.unit / 3, this.unit));
       }
     }

@@ -19,6 +19,11 @@ import { Postgres } from "./postgres.mjs";
 /** The last lines of a backend that are kept, for a failure. */
 const KEPT_LINES = 40;
 
+/** Waits for all, also when one fails: nothing is started any more when the world is stopped. Throws the first failure. */
+export async function all(promises) {
+  for (const { status, reason } of await Promise.allSettled(promises)) if (status === "rejected") throw reason;
+}
+
 export class Regions {
   /**
    * Starts the regions of `configurations`: { NAME: YAML }, in which each address is one of `addresses`: { PUBLIC, ADMIN,
@@ -30,7 +35,7 @@ export class Regions {
     const world = new Regions();
     onWorld(world);
     Object.assign(world, { configurations, addresses, delay, script: backend, random });
-    Object.assign(world, { names: Object.keys(configurations), redis: {}, gates: {}, backends: {}, links: {}, complaints: [], children: new Set() });
+    Object.assign(world, { names: Object.keys(configurations), redis: {}, gates: {}, backends: {}, links: {}, complaints: [], children: new Set(), starting: new Set() });
     try {
       await world.open();
     } catch (error) {
@@ -42,7 +47,7 @@ export class Regions {
 
   async open() {
     const { names, random } = this;
-    this.postgres = await Postgres.start();
+    await this.begin(async () => (this.postgres = await Postgres.start()));
     const far = (from, to) => (from === to ? {} : { there: { delay: this.delay }, back: { delay: this.delay }, random });
     for (const kind of ["redis", "client"]) {
       this.links[kind] = {};
@@ -55,9 +60,9 @@ export class Regions {
       this.links[kind] = {};
       for (const name of names) this.links[kind][name] = await link(kind === "database" ? this.postgres.port : 1);
     }
-    await Promise.all(names.map((name) => this.startRedis(name)));
-    await Promise.all(names.map((name) => this.startBackend(name)));
-    await Promise.all(names.map((name) => this.startGate(name)));
+    await all(names.map((name) => this.startRedis(name)));
+    await all(names.map((name) => this.startBackend(name)));
+    await all(names.map((name) => this.startGate(name)));
     for (const name of names) await this.gates[name].metric("sluicegate_region_up", {}, names.length);
   }
 
@@ -69,13 +74,37 @@ export class Regions {
   }
 
   /** A Redis that keeps nothing on disk: killed and started again it is empty. */
-  async startRedis(name) {
+  startRedis(name) {
+    return this.begin(() => this.redisOf(name));
+  }
+
+  startGate(name) {
+    return this.begin(() => this.gateOf(name));
+  }
+
+  startBackend(name) {
+    return this.begin(() => this.backendOf(name));
+  }
+
+  /** Starts something, unless all is being stopped; that waits until it is there, to stop it too. */
+  async begin(start) {
+    if (this.stopping) throw new Error("the world is being stopped");
+    const promise = start();
+    this.starting.add(promise);
+    try {
+      return await promise;
+    } finally {
+      this.starting.delete(promise);
+    }
+  }
+
+  async redisOf(name) {
     this.redis[name] = await Redis.start();
     this.children.add(this.redis[name].child);
     for (const from of this.names) this.links.redis[from][name].to(this.redis[name].port);
   }
 
-  async startGate(name) {
+  async gateOf(name) {
     const gate = await gateway(this.configuration(name));
     this.children.add(gate.child);
     this.gates[name] = gate;
@@ -100,7 +129,7 @@ export class Regions {
     return text;
   }
 
-  async startBackend(name) {
+  async backendOf(name) {
     const env = {
       ...process.env,
       PORT: "0",
@@ -163,7 +192,7 @@ export class Regions {
     return [...[redis, client].flatMap((kind) => Object.values(kind).flatMap(Object.values)), ...Object.values(flat).flatMap(Object.values)];
   }
 
-  /** Ends all processes at once, for when there is no time to wait. */
+  /** Ends all processes at once. What else there is of them {@link stop} removes. */
   killAll() {
     for (const child of this.children) {
       child.kill("SIGCONT");
@@ -174,6 +203,8 @@ export class Regions {
 
   async stop() {
     const ended = (each) => Promise.allSettled(each);
+    this.stopping = true;
+    await ended(this.starting);
     const gates = Object.values(this.gates);
     for (const { child } of gates) child.kill("SIGKILL");
     await ended(gates.map((gate) => gate.stop()));
