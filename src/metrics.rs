@@ -182,9 +182,9 @@ impl Metrics {
         self.upstream_connections.with_label_values(&[upstream, endpoint])
     }
 
-    /// The handles of the backplane, whose engine serves this region. To be called once.
-    pub fn backplane(&self, region: &str) -> Arc<BackplaneMetrics> {
-        Arc::new(BackplaneMetrics::new(&self.registry, region, self.families.queued_bytes.clone()))
+    /// The handles of the backplane, which reads the logs of these regions, ours first. To be called once.
+    pub fn backplane(&self, regions: &[&str]) -> Arc<BackplaneMetrics> {
+        Arc::new(BackplaneMetrics::new(&self.registry, regions, self.families.queued_bytes.clone()))
     }
 
     /// Counts certificates, keys and CAs that changed: `kind` is listener or upstream, `name` whose they are.

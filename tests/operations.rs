@@ -52,7 +52,7 @@ fn scraped() -> BTreeMap<String, BTreeSet<String>> {
     rule.answered(200, Duration::from_millis(1));
     metrics.upstream_connections("chat", "127.0.0.1:9001");
     metrics.upstream_healthy("chat", "127.0.0.1:9001");
-    metrics.backplane("eu");
+    metrics.backplane(&["eu"]);
     metrics.config_loaded(SystemTime::now());
     metrics.tls_reloaded("listener", "public", true);
     let text = metrics.render();

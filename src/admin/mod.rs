@@ -25,7 +25,7 @@ mod origin;
 mod readiness;
 
 pub use operator::Operator;
-pub use readiness::Readiness;
+pub use readiness::{EngineDown, Readiness};
 
 /// Connections at once; more wait in the listener's backlog.
 const MAX_CONNECTIONS: usize = 64;
@@ -311,7 +311,11 @@ mod tests {
     async fn is_degraded_and_still_ready_while_an_engine_is_down() {
         let admin = start().await;
         admin.state.readiness.set_started();
-        admin.state.readiness.set_engine("eu", Some("the engine is not reachable"));
+        let down = |is_fatal| Some(EngineDown { why: "the engine is not reachable".to_owned(), is_fatal });
+        admin.state.readiness.set_engine("eu", down(true));
+        let answer = admin.get("/readyz").await;
+        assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+        admin.state.readiness.set_engine("eu", down(false));
         let answer = admin.get("/readyz").await;
         assert!(is(&answer, 200), "{answer}");
         let reason = "the backplane's engine of region eu is down: the engine is not reachable";

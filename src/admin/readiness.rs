@@ -17,7 +17,18 @@ pub struct Readiness {
     draining: AtomicBool,
     upstreams: ArcSwap<Vec<Arc<Upstream>>>,
     /// The regions of the backplane whose engine cannot be reached, and why not. At most those of the configuration.
-    engines_down: Mutex<BTreeMap<String, String>>,
+    engines_down: Mutex<BTreeMap<String, EngineDown>>,
+}
+
+/// Why an engine of the backplane cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EngineDown {
+    /// What it says, or that it says nothing.
+    pub why: String,
+    /// Whether this process should get no traffic: its subscriptions are dead although the engine answers, which another
+    /// gateway's need not be, or the engine is required. Else it only degrades: the clients would be sent to another
+    /// gateway, which asks the same engine.
+    pub is_fatal: bool,
 }
 
 impl Readiness {
@@ -41,12 +52,11 @@ impl Readiness {
         self.upstreams.store(Arc::new(upstreams));
     }
 
-    /// The engine of a region can be reached, or not any more: then why. A refusal would send the clients to another
-    /// gateway, which asks the same engine, so this only degrades.
-    pub fn set_engine(&self, region: &str, down: Option<&str>) {
+    /// The engine of a region can be used, or not any more.
+    pub fn set_engine(&self, region: &str, down: Option<EngineDown>) {
         let mut engines = self.engines_down.lock();
         match down {
-            Some(why) => drop(engines.insert(region.to_owned(), why.to_owned())),
+            Some(down) => drop(engines.insert(region.to_owned(), down)),
             None => drop(engines.remove(region)),
         }
     }
@@ -66,12 +76,18 @@ impl Readiness {
         if !unusable.is_empty() && unusable.len() == upstreams.len() {
             reasons.push("no upstream has a usable endpoint".to_owned());
         }
+        let engines = self.engines_down.lock();
+        for (region, down) in engines.iter().filter(|(_, down)| down.is_fatal) {
+            reasons.push(format!("the backplane's engine of region {region} is down: {}", down.why));
+        }
         let mut degraded: Vec<String> = unusable.iter().map(|name| format!("upstream:{name}")).collect();
         let is_unready = !reasons.is_empty();
         reasons.extend(unusable.iter().map(|name| format!("upstream {name} has no usable endpoint")));
-        for (region, why) in &*self.engines_down.lock() {
+        for (region, down) in engines.iter() {
             degraded.push(format!("region:{region}"));
-            reasons.push(format!("the backplane's engine of region {region} is down: {why}"));
+            if !down.is_fatal {
+                reasons.push(format!("the backplane's engine of region {region} is down: {}", down.why));
+            }
         }
         // Not unready: what is refused here would all go to the others, which are as full.
         if pressure::is_over() {

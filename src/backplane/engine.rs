@@ -321,6 +321,9 @@ pub enum Scope {
 /// Why an engine did not do what it was asked.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum EngineError {
+    /// It answers, and what is published there does not come back: its subscriptions are dead.
+    #[error("the engine answers, and what is published there does not arrive")]
+    Deaf,
     /// The channel is a stream that somebody else fills: it is published to there.
     #[error("the channel is filled by its own producer")]
     Foreign,

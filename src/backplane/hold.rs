@@ -92,7 +92,7 @@ impl Held {
             let next = match poll_fn(|cx| self.member.poll_next(cx)).await {
                 Notice::Publication(publication) => self.publication(&publication),
                 Notice::Subscribed { recovery: Recovery::Gap(_), .. } | Notice::Gap { .. } => Some(Next::Ask),
-                Notice::Subscribed { .. } => None,
+                Notice::Subscribed { .. } | Notice::Region { .. } => None,
                 Notice::Overrun(_) => Some(Next::Overrun),
             };
             if let Some(next) = next {

@@ -26,6 +26,7 @@ pub mod over_http;
 pub mod position;
 pub mod recover;
 pub mod redis;
+pub mod regions;
 pub mod rendered;
 pub mod resume;
 mod said;

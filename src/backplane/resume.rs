@@ -11,14 +11,15 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::engine::Channel;
 use super::hub::From;
-use super::position::{Place, Position, Region};
+use super::position::{Position, Region};
 use super::recover::{Recovery, ReplayLimit, Why};
 use super::rendered::frame;
-use crate::grip::resume::{FromClient, GapReason, Notice, SubState, write_notice};
+use crate::grip::resume::{FromClient, GapReason, Notice, RegionState, SubState, write_notice};
 use crate::grip::{Kind, position};
 
 /// How long a client may take to say where it was.
@@ -38,8 +39,8 @@ const UNSEEN_ENTRIES: u32 = 64;
 pub struct Settings {
     /// The id of the connection, as the log has it.
     pub connection: String,
-    /// The region whose logs are read here.
-    pub region: Region,
+    /// The regions whose logs are read here, ours first.
+    pub regions: Arc<[Region]>,
     /// How often the client is pinged when it is quiet; `None` for never.
     pub ping: Option<Duration>,
     /// The largest message that it may send, in bytes; `None` for no bound.
@@ -76,10 +77,8 @@ pub(super) struct Wanted {
 /// How one subscription of the client came to be.
 #[derive(Debug, Default)]
 pub(super) struct Track {
-    /// The client's own position in this region's log, which it was asked from.
-    from: Option<Position>,
-    /// Where the client is by what it was sent; `None` while it is at `from`.
-    last: Option<Position>,
+    /// What is known of the client's place in the log of each region. At most one for each that is read.
+    regions: BTreeMap<Region, OfRegion>,
     /// Whether anything from before was asked for.
     resumed: bool,
     /// Positions that nothing can be done with here.
@@ -87,6 +86,15 @@ pub(super) struct Track {
     /// When the client is told that it takes long.
     pending_at: Option<Instant>,
     unseen: u32,
+}
+
+/// A client's place in the log of one region.
+#[derive(Debug, Default)]
+struct OfRegion {
+    /// The client's own position, which the log was asked from.
+    from: Option<Position>,
+    /// Where the client is by what it was sent; `None` while it is at `from`.
+    last: Option<Position>,
 }
 
 impl Resume {
@@ -103,7 +111,7 @@ impl Resume {
             &Notice::Hello {
                 v: 1,
                 cid: self.settings.connection.as_str().into(),
-                region: self.settings.region.as_str().into(),
+                region: self.settings.regions.first().map_or("", Region::as_str).into(),
                 resume_wait: millis(RESUME_WAIT),
                 ping: self.settings.ping.map_or(0, millis),
                 max_frame: self.settings.max_message_bytes.unwrap_or(0),
@@ -206,6 +214,12 @@ impl Resume {
         }
     }
 
+    /// A region can be reached, or not any more: appends what the client is told of it.
+    pub(super) fn region(&self, region: &Region, reachable: bool, out: &mut Vec<u8>) {
+        let state = if reachable { RegionState::Ok } else { RegionState::Stale };
+        tell(&Notice::Region { region: region.as_str().into(), state, lag_ms: None }, out);
+    }
+
     /// Appends what the client is to be told besides. Must be called between messages only.
     pub(super) fn flush(&mut self, out: &mut Vec<u8>) {
         out.append(&mut self.told);
@@ -228,20 +242,27 @@ impl Resume {
         let mut from = wanted.from;
         if let Some(earlier) = earlier {
             track.lost = earlier.lost;
-            if let (From::Now, Some(place)) = (&from, earlier.last.or(earlier.from)) {
-                track.from = Some(place.clone());
-                from = From::Place(Place::After(place));
+            let places: Vec<_> = earlier.regions.into_values().filter_map(|of| of.last.or(of.from)).collect();
+            if from == From::Now && !places.is_empty() {
+                for place in &places {
+                    track.regions.entry(place.region.clone()).or_default().from = Some(place.clone());
+                }
+                from = From::Places(places);
             }
         }
+        let mut own = Vec::new();
         for position in self.places.remove(wanted.channel.as_str()).unwrap_or_default() {
-            if position.region() != self.settings.region.as_str() {
+            if !self.settings.regions.iter().any(|region| region.as_str() == position.region()) {
                 track.lost.push((position, GapReason::RegionDown));
-            } else if let Ok(own) = position.as_str().parse::<Position>() {
-                track.from = Some(own.clone());
-                from = From::Place(Place::After(own));
+            } else if let Ok(place) = position.as_str().parse::<Position>() {
+                track.regions.entry(place.region.clone()).or_default().from = Some(place.clone());
+                own.push(place);
             } else {
                 track.lost.push((position, GapReason::Lineage));
             }
+        }
+        if !own.is_empty() {
+            from = From::Places(own);
         }
         track.resumed = from != From::Now;
         (Wanted { from, ..wanted }, track)
@@ -257,7 +278,8 @@ impl Track {
         for (position, why) in &lost {
             gap(channel, position.region(), *why, Some(position.as_str()), None, out);
         }
-        let from_place = self.from.take();
+        let of = self.regions.entry(top.region.clone()).or_default();
+        let from_place = of.from.take();
         let from = from_place.as_ref().map(Position::to_string);
         if let Recovery::Gap(why) = recovery {
             gap(channel, top.region.as_str(), reason(why), from.as_deref(), Some(&head), out);
@@ -273,17 +295,18 @@ impl Track {
             Recovery::Replay { from, to } => (to + 1).saturating_sub(from),
             Recovery::Live | Recovery::Gap(_) => 0,
         };
+        let of = self.regions.entry(top.region.clone()).or_default();
         if replayed == 0 {
-            self.last = Some(top.clone());
+            of.last = Some(top.clone());
         } else {
-            self.from = from_place;
+            of.from = from_place;
         }
         tell(&Notice::Sub { channel: channel.into(), heads: vec![head.into()], state, replayed }, out);
     }
 
     /// Messages of the channel may be missing.
     pub(super) fn gap(&mut self, channel: &Channel, why: Why, top: &Position, out: &mut Vec<u8>) {
-        self.last = Some(top.clone());
+        self.regions.entry(top.region.clone()).or_default().last = Some(top.clone());
         gap(channel.as_str(), top.region.as_str(), reason(why), None, Some(&top.to_string()), out);
     }
 
@@ -318,11 +341,9 @@ impl Track {
     /// Takes what differs: the names are shared by all sessions of the node, and counting them for each message would have
     /// its cores wait for each other.
     fn move_to(&mut self, position: &Position) {
-        match &mut self.last {
-            Some(last) if last.epoch == position.epoch && last.region == position.region => {
-                (last.n, last.id) = (position.n, position.id);
-            }
-            _ => self.last = Some(position.clone()),
+        match self.regions.get_mut(&position.region).and_then(|of| of.last.as_mut()) {
+            Some(last) if last.epoch == position.epoch => (last.n, last.id) = (position.n, position.id),
+            _ => self.regions.entry(position.region.clone()).or_default().last = Some(position.clone()),
         }
     }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::engine::{Channel, MessageId};
 use super::hub::{From, Member, Notice, Publication};
-use super::position::{EntryId, Place, Position};
+use super::position::{EntryId, Place, Position, Region};
 use super::recover::{Recovery, ReplayLimit, Why};
 use super::rendered::{Message, close_frame, frame, payload_frame};
 use super::resume::{self, Resume, Track, Wanted};
@@ -82,12 +82,13 @@ struct Subscription {
     filters: Filters,
     on_gap: OnGap,
     last_id: String,
-    /// How often in a row its backend was asked for what was missed, and then there was a gap again.
+    /// How often in a row its backend was asked for what was missed, and then there was a gap again in a region.
     links: u32,
-    /// Whether nothing has come since a gap.
-    gapped: bool,
-    /// The newest entry that says of a loss, of which the client was told: once, also when it is read again.
-    told: Option<EntryId>,
+    linked: Option<Region>,
+    /// The region of whose log nothing has come since a gap.
+    gapped: Option<Region>,
+    /// The newest entry of each region that says of a loss, of which the client was told: once, also when it is read again.
+    told: BTreeMap<Region, EntryId>,
     /// What a client is told of it that can resume. Without one, or not yet in force, it has none.
     track: Option<Box<Track>>,
 }
@@ -206,11 +207,14 @@ impl Subscriber {
             max_bytes: recover.max_bytes.unwrap_or(u64::MAX),
         };
         let last_id = prev_id.unwrap_or_default();
-        let (links, told) = self.subscriptions.get(&channel).map_or((0, None), |earlier| (earlier.links, earlier.told));
         self.missed.retain(|missed| missed.channel != channel);
-        let subscription =
-            Subscription { filters, on_gap: recover.on_gap, last_id, links, gapped: false, told, track: None };
-        let earlier = self.subscriptions.insert(channel.clone(), subscription);
+        let mut earlier = self.subscriptions.remove(&channel);
+        let (links, linked, told) = earlier.as_mut().map_or_else(Default::default, |earlier| {
+            (earlier.links, earlier.linked.take(), std::mem::take(&mut earlier.told))
+        });
+        let on_gap = recover.on_gap;
+        let subscription = Subscription { filters, on_gap, last_id, links, linked, gapped: None, told, track: None };
+        self.subscriptions.insert(channel.clone(), subscription);
         match &mut self.resume {
             None => self.member.subscribe(&channel, from, limit),
             Some(resume) => {
@@ -285,32 +289,38 @@ impl Subscriber {
             Notice::Subscribed { channel, top, recovery } => {
                 let gapped = matches!(recovery, Recovery::Gap(_));
                 if let Some(subscription) = self.subscriptions.get_mut(&channel) {
-                    if !gapped {
+                    if !gapped && subscription.linked.as_ref().is_none_or(|linked| *linked == top.region) {
                         subscription.links = 0;
                     }
                     if let Some(track) = &mut subscription.track {
                         track.subscribed(&channel, &top, recovery, out);
                     }
                 }
-                gapped.then_some(channel)
+                gapped.then_some((channel, top.region))
             }
             Notice::Gap { channel, why, top } => {
                 let track = self.subscriptions.get_mut(&channel).and_then(|subscription| subscription.track.as_mut());
                 if let Some(track) = track {
                     track.gap(&channel, why, &top, out);
                 }
-                Some(channel)
+                Some((channel, top.region))
+            }
+            Notice::Region { region, reachable } => {
+                if let Some(resume) = &mut self.resume {
+                    resume.region(&region, reachable, out);
+                }
+                None
             }
         };
-        if let Some(channel) = gapped {
-            self.gap(channel, out);
+        if let Some((channel, region)) = gapped {
+            self.gap(channel, region, out);
         }
     }
 
-    fn gap(&mut self, channel: Channel, out: &mut Vec<u8>) {
+    fn gap(&mut self, channel: Channel, region: Region, out: &mut Vec<u8>) {
         let resumable = self.is_resumable();
         let Some(subscription) = self.subscriptions.get_mut(&channel) else { return };
-        subscription.gapped = true;
+        subscription.gapped = Some(region.clone());
         match &subscription.on_gap {
             OnGap::Ignore => {}
             OnGap::Send(content) if resumable => out.extend(payload_frame(Kind::Text, content)),
@@ -321,6 +331,7 @@ impl Subscriber {
             }
             OnGap::Link(link) => {
                 subscription.links += 1;
+                subscription.linked = Some(region);
                 let (link, last_id) = (link.clone(), subscription.last_id.clone());
                 self.missed.push_back(Missed { channel, link, last_id });
             }
@@ -354,7 +365,7 @@ impl Subscriber {
         let Some(rendered) = publication.rendered() else { return };
         let (channel, position) = (&publication.channel, &publication.entry.position);
         let Some(subscription) = self.subscriptions.get_mut(channel) else { return };
-        let gapped = std::mem::take(&mut subscription.gapped);
+        let gapped = subscription.gapped.take_if(|region| *region == position.region).is_some();
         if matches!(rendered.message, Message::Lost) {
             return self.lost(channel.clone(), position, gapped, out);
         }
@@ -414,17 +425,17 @@ impl Subscriber {
     /// Entries before this place are lost. Who was told of a gap right before it knows.
     fn lost(&mut self, channel: Channel, at: &Position, gapped: bool, out: &mut Vec<u8>) {
         let Some(subscription) = self.subscriptions.get_mut(&channel) else { return };
-        if gapped || subscription.told.is_some_and(|told| at.id <= told) {
+        if gapped || subscription.told.get(&at.region).is_some_and(|told| at.id <= *told) {
             if let Some(track) = &mut subscription.track {
                 track.unseen(&channel, at, out);
             }
             return;
         }
-        subscription.told = Some(at.id);
+        subscription.told.insert(at.region.clone(), at.id);
         if let Some(track) = &mut subscription.track {
             track.gap(&channel, Why::Lineage, at, out);
         }
-        self.gap(channel, out);
+        self.gap(channel, at.region.clone(), out);
     }
 
     fn flush_delayed(&mut self, out: &mut Vec<u8>) {

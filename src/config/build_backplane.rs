@@ -13,7 +13,7 @@ use super::raw_backplane::{RawBackplane, RawEngine, RawHistory, RawPublish};
 use super::units::{Count, Size};
 use super::{build_redis, files};
 use crate::backplane::engine::{DEDUPE_WINDOW, Retention};
-use crate::backplane::position::Region;
+use crate::backplane::position::{MAX_REGIONS, Region};
 use crate::grip::signature::{SigningKey, VerifyingKey};
 use crate::policy::{Fault, range};
 
@@ -29,6 +29,8 @@ pub(super) fn build(raw: &RawBackplane, base: &KeyPath, report: &mut Report<'_>)
         None => Some(EngineKind::Memory),
         Some(raw) => engine(raw, &base.key("engine"), report),
     };
+    let regions = regions(raw, base, report);
+    let publish_failover = publish_failover(raw, base, report);
     let ingest = build_redis::ingest(&raw.ingest, engine.as_ref(), base, report);
     let retention = history(&raw.history, &base.key("history"), report);
     let dedupe_window = raw.dedupe_window.map_or(DEDUPE_WINDOW, |span| span.0);
@@ -51,7 +53,73 @@ pub(super) fn build(raw: &RawBackplane, base: &KeyPath, report: &mut Report<'_>)
         Some(key) => Some(GripSignature { key: Arc::new(key.ok()?), issuer }),
         None => None,
     };
-    Some(Backplane { region: region.ok()?, engine: engine?, ingest, retention, dedupe_window, publish, signature })
+    Some(Backplane {
+        region: region.ok()?,
+        engine: engine?,
+        regions: regions?,
+        publish_failover: publish_failover?,
+        required_for_readiness: raw.required_for_readiness.unwrap_or(false),
+        ingest,
+        retention,
+        dedupe_window,
+        publish,
+        signature,
+    })
+}
+
+/// The engines of other regions.
+fn regions(raw: &RawBackplane, base: &KeyPath, report: &mut Report<'_>) -> Option<Vec<(Region, EngineKind)>> {
+    let fault = |found: String, allowed: &str| Some(Fault::new("regions", found, allowed));
+    if raw.regions.len() >= MAX_REGIONS {
+        let allowed = format!("at most {} besides our own", MAX_REGIONS - 1);
+        report.extend(base, fault(format!("{} regions", raw.regions.len()), &allowed));
+        return None;
+    }
+    if !raw.regions.is_empty() && raw.region.is_none() {
+        report.extend(base, fault("other regions without `region`".to_owned(), "beside `region`, the name of our own"));
+        return None;
+    }
+    let base = base.key("regions");
+    let mut built = Vec::new();
+    let mut sound = true;
+    for (name, raw_engine) in &raw.regions {
+        let region = Region::new(name).ok().filter(|region| Some(region.as_str()) != raw.region.as_deref());
+        if region.is_none() {
+            let allowed = "1 to 32 lower-case letters, digits and \"-\", and not the name of our own region";
+            report.extend(&base, Some(Fault::new(name, format!("{name:?}"), allowed)));
+        }
+        let engine = match raw_engine {
+            RawEngine::Name(_) => {
+                let allowed = "an engine that can be reached from here: that in memory is another process's own";
+                report.extend(&base, Some(Fault::new(name, "memory", allowed)));
+                None
+            }
+            raw_engine => engine(raw_engine, &base.key(name), report),
+        };
+        match (region, engine) {
+            (Some(region), Some(engine)) => built.push((region, engine)),
+            _ => sound = false,
+        }
+    }
+    sound.then_some(built)
+}
+
+/// Where a publication goes that our own engine does not take.
+fn publish_failover(raw: &RawBackplane, base: &KeyPath, report: &mut Report<'_>) -> Option<Vec<Region>> {
+    let mut built: Vec<Region> = Vec::new();
+    for (nth, name) in raw.publish_failover.iter().enumerate() {
+        let known = raw.regions.contains_key(name);
+        match Region::new(name).ok().filter(|region| known && !built.contains(region)) {
+            Some(region) => built.push(region),
+            None => {
+                let allowed = "names of `regions`, each once";
+                let fault = Fault::new(format!("publish_failover[{nth}]"), format!("{name:?}"), allowed);
+                report.extend(base, Some(fault));
+                return None;
+            }
+        }
+    }
+    Some(built)
 }
 
 /// The engine of a region, whose key is `base`.
@@ -126,6 +194,22 @@ mod tests {
             let start = format!("{}/", folder.path().display());
             faults.iter().map(|fault| fault.to_string().trim_start_matches(&start).to_owned()).collect()
         })
+    }
+
+    #[test]
+    fn other_regions_have_engines_of_their_own() {
+        let text = "backplane:
+  region: eu
+  engine: { redis: { url: \"redis://a:1\" } }
+  regions: { us: { redis: { url: \"redis://b:1\" } }, ap: { redis: { url: \"redis://c:1\" } } }
+  publish_failover: [us, ap]
+  required_for_readiness: true
+";
+        let backplane = read(text).expect("sound").config.backplane.expect("written");
+        let names: Vec<_> = backplane.regions.iter().map(|(region, _)| region.as_str()).collect();
+        assert_eq!(names, ["ap", "us"]);
+        let failover: Vec<_> = backplane.publish_failover.iter().map(Region::as_str).collect();
+        assert_eq!((failover, backplane.required_for_readiness), (vec!["us", "ap"], true));
     }
 
     #[test]
@@ -296,7 +380,26 @@ rules:
                 "backplane: { engine: { redis: { url: \"redis://a:1\" } }, ingest: [{ streams: \"a:*\" }] }",
                 "backplane.ingest[0].data_field: this key is missing",
             ),
-            ("backplane: { regions: {} }", "backplane.regions: this key is not in this version"),
+            (
+                "backplane: { regions: { us: { redis: { url: \"redis://a:1\" } } } }",
+                "backplane.regions: other regions without `region`; allowed: beside `region`",
+            ),
+            (
+                "backplane: { region: eu, regions: { eu: { redis: { url: \"redis://a:1\" } } } }",
+                "backplane.regions.eu: \"eu\"; allowed: 1 to 32 lower-case letters, digits and \"-\", and not the name of our own",
+            ),
+            (
+                "backplane: { region: eu, regions: { us: memory } }",
+                "backplane.regions.us: memory; allowed: an engine that can be reached from here",
+            ),
+            (
+                "backplane: { region: eu, regions: { us: { redis: { url: \"a\" } } } }",
+                "backplane.regions.us.redis.url: \"a\"; allowed",
+            ),
+            (
+                "backplane: { region: eu, regions: { us: { redis: { url: \"redis://a:1\" } } }, publish_failover: [us, ap] }",
+                "backplane.publish_failover[1]: \"ap\"; allowed: names of `regions`, each once",
+            ),
             (
                 "rules: [{ name: r, upstream: chat, backplane: grip, compression: passthrough }]",
                 "rules[0].compression: \"passthrough\"; allowed: terminate or refuse",

@@ -242,6 +242,12 @@ pub struct Backplane {
     pub region: Region,
     /// Where publications are kept.
     pub engine: EngineKind,
+    /// The engines of other regions, which are read too.
+    pub regions: Vec<(Region, EngineKind)>,
+    /// Those of them that take a publication which ours does not, in this order.
+    pub publish_failover: Vec<Region>,
+    /// Whether the gateway is not ready while our engine cannot be reached.
+    pub required_for_readiness: bool,
     /// Streams there that others fill.
     pub ingest: Vec<IngestRule>,
     /// How much is kept of each channel.
@@ -259,6 +265,9 @@ impl Default for Backplane {
         Self {
             region: Region::default(),
             engine: EngineKind::Memory,
+            regions: Vec::new(),
+            publish_failover: Vec::new(),
+            required_for_readiness: false,
             ingest: Vec::new(),
             retention: Retention::default(),
             dedupe_window: DEDUPE_WINDOW,

@@ -1,5 +1,7 @@
 //! What the user writes: fan-out for backends that opt in.
 
+use std::collections::BTreeMap;
+
 use schemars::JsonSchema;
 use serde::Deserialize;
 
@@ -26,6 +28,15 @@ pub struct RawBackplane {
     pub region: Option<String>,
     /// Where publications are kept. Default `memory`: in this process alone, and lost with it.
     pub engine: Option<RawEngine>,
+    /// Other regions, whose engines are read besides ours: a name and an engine for each. Default: none. At most 31. Every
+    /// region has the same list, each without itself.
+    pub regions: BTreeMap<String, RawEngine>,
+    /// Where a publication goes that our own engine does not take, in this order: names of `regions`. Default: nowhere, and
+    /// it is a 503.
+    pub publish_failover: Vec<String>,
+    /// Whether `/readyz` is 503 while our own engine cannot be reached. Default false. Otherwise it is only
+    /// degraded, since another gateway asks the same engine, and what needs no engine is served.
+    pub required_for_readiness: Option<bool>,
     /// How much is kept of each channel.
     pub history: RawHistory,
     /// How long a publication with the same id is known to be the same. Default 5m, 1s to 1d. Short lets a publisher

@@ -9,7 +9,7 @@ use super::yaml::Source;
 /// Keys by the place of the mapping that they stand in. `[]` is any index; `defaults` has those of a rule.
 const KEYS: [(&str, &[&str]); 4] = [
     ("", &["upgrade_socket"]),
-    ("backplane", &["regions", "publish_failover", "channels", "required_for_readiness"]),
+    ("backplane", &["channels"]),
     ("probes", &["prestop_token_file"]),
     ("upstreams[]", &["health_check", "slow_start", "admission"]),
 ];

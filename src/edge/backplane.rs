@@ -1,30 +1,29 @@
 //! Fan-out at work: its engine, its hub, and what a handshake with a backend that speaks GRIP needs of them.
 
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use http::HeaderMap;
 use pingora::http::RequestHeader;
 use pingora::{Error, ErrorType};
 use ring::rand::SystemRandom;
-use tokio::sync::broadcast::Receiver;
-use tokio::sync::broadcast::error::RecvError;
 
 use super::asking::{Asker, ClientBackend, Compact, connection_id};
+use super::engine_watch::{Shown, watch};
 use super::engines;
 use super::socket::Socket;
 use super::upstreams::{Preference, Upstream};
 use crate::admin::Readiness;
-use crate::backplane::engine::{Engine, EngineError, Event};
+use crate::backplane::engine::Channel;
 use crate::backplane::hub::{Hub, InboxLimit, Member};
 use crate::backplane::position::{PositionError, Region};
+use crate::backplane::regions::{Homes, Regions};
 use crate::backplane::resume;
 use crate::backplane::sink::SinkLimit;
 use crate::backplane::subscriber::Subscriber;
 use crate::backplane::upstream::{GripUpstream, Setup};
 use crate::cause::Refusal;
 use crate::config::{self, BackplaneMode, GripSignature};
-use crate::events;
 use crate::grip::Limits;
 use crate::grip::extension::OptIn;
 use crate::grip::filters::Filter;
@@ -52,7 +51,7 @@ const GRIP: &str = "grip-";
 /// Fan-out at work.
 pub struct Backplane {
     /// Where publications are kept.
-    pub engine: Arc<dyn Engine>,
+    pub regions: Regions,
     /// Who is subscribed on this node.
     pub hub: Arc<Hub>,
     /// What bounds GRIP.
@@ -64,7 +63,7 @@ pub struct Backplane {
 }
 
 impl Backplane {
-    /// Starts the engine and the hub. An engine that is elsewhere is connected to in the background.
+    /// Starts the engines and the hub. An engine that is elsewhere is connected to in the background.
     ///
     /// # Errors
     /// None, unless a random number makes no epoch.
@@ -73,20 +72,33 @@ impl Backplane {
         metrics: &Metrics,
         readiness: &Arc<Readiness>,
     ) -> Result<Arc<Self>, PositionError> {
-        let engine = engines::start(&config.engine, config.region.clone(), config)?;
-        let metrics = metrics.backplane(config.region.as_str());
-        let hub = Hub::start(engine.clone(), SinkLimit::default(), metrics.clone());
-        let state =
-            EngineState { region: config.region.clone(), metrics: metrics.clone(), readiness: readiness.clone() };
-        let events = engine.events();
-        if engines::is_here(&config.engine) {
-            state.up();
-        } else {
-            state.down("it is being connected to");
-            tokio::spawn(watch(Arc::downgrade(&engine), events, state));
+        let mut engines = vec![engines::start(&config.engine, config.region.clone(), config)?];
+        for (region, kind) in &config.regions {
+            // Streams that others fill are our own region's.
+            let config = config::Backplane { ingest: Vec::new(), ..config.clone() };
+            engines.push(engines::start(kind, region.clone(), &config)?);
+        }
+        let names: Vec<&str> = engines.iter().map(|engine| engine.region().as_str()).collect();
+        let metrics = metrics.backplane(&names);
+        let nth = |region: &Region| engines.iter().position(|engine| engine.region() == region);
+        let failover = config.publish_failover.iter().filter_map(nth).collect();
+        let homes = Homes::default();
+        let regions = Regions::new(engines, failover, homes.clone());
+        let home = Box::new(move |channel: &Channel| homes.of(channel));
+        let hub = Hub::start_homed(regions.engines().to_vec(), home, SinkLimit::default(), metrics.clone());
+        for (nth, engine) in regions.engines().iter().enumerate() {
+            let shown = Shown {
+                nth,
+                region: engine.region().clone(),
+                required: nth == 0 && config.required_for_readiness,
+                hub: Arc::downgrade(&hub),
+                metrics: metrics.clone(),
+                readiness: readiness.clone(),
+            };
+            watch(engine, nth == 0 && engines::is_here(&config.engine), shown);
         }
         let (limits, signature) = (Limits::default(), config.signature.clone());
-        Ok(Arc::new(Self { engine, hub, limits, metrics, signature, random: SystemRandom::new() }))
+        Ok(Arc::new(Self { regions, hub, limits, metrics, signature, random: SystemRandom::new() }))
     }
 
     /// Adds what every request to a backend has: who asks, and what it can do; with `offer` also the offer of GRIP, in the
@@ -136,7 +148,7 @@ impl Backplane {
     pub fn resume(&self, connection: String, settings: &tunnel::Settings) -> resume::Settings {
         resume::Settings {
             connection,
-            region: self.engine.region().clone(),
+            regions: self.regions.names().cloned().collect(),
             ping: settings.keepalive.as_ref().filter(|pings| pings.client).map(|pings| pings.interval),
             max_message_bytes: settings.message.max_size_bytes,
         }
@@ -208,70 +220,6 @@ impl RuleBackplane {
             asked: parking_lot::Mutex::default(),
             timeout,
         })
-    }
-}
-
-/// Where it is shown whether the engine can be reached.
-struct EngineState {
-    region: Region,
-    metrics: Arc<BackplaneMetrics>,
-    readiness: Arc<Readiness>,
-}
-
-impl EngineState {
-    fn up(&self) {
-        self.metrics.up.set(1);
-        self.readiness.set_engine(self.region.as_str(), None);
-    }
-
-    fn down(&self, why: &str) {
-        self.metrics.up.set(0);
-        self.readiness.set_engine(self.region.as_str(), Some(why));
-    }
-}
-
-/// Logs when an engine goes and comes, and shows it.
-async fn watch(engine: Weak<dyn Engine>, mut events: Receiver<Event>, state: EngineState) {
-    // Each try that fails says so; the log has the first.
-    let mut told = None;
-    let mut tell = |status: Result<(), EngineError>| {
-        let is_news = told.replace(status.is_ok()) != Some(status.is_ok());
-        match status {
-            Ok(()) => {
-                state.up();
-                if is_news {
-                    events::Event::new("engine_up").emit();
-                }
-            }
-            Err(error) => {
-                let why = error.to_string();
-                state.down(&why);
-                if is_news {
-                    events::Event::new("engine_down").field("detail", why).emit();
-                }
-            }
-        }
-    };
-    // It may have come up before anybody listened.
-    if engine.upgrade().is_some_and(|engine| engine.status().is_ok()) {
-        tell(Ok(()));
-    }
-    loop {
-        match events.recv().await {
-            Ok(Event::Up) => tell(Ok(())),
-            Ok(Event::Down(error)) => tell(Err(error)),
-            Err(RecvError::Lagged(_)) => {
-                if let Some(engine) = engine.upgrade() {
-                    tell(engine.status());
-                }
-            }
-            Ok(Event::LineageChanged { from, to }) => events::Event::new("engine_lineage_changed")
-                .field("from", from.as_str())
-                .field("to", to.as_str())
-                .emit(),
-            Ok(Event::Disrupted(_) | Event::Heartbeat { .. }) => {}
-            Err(RecvError::Closed) => return,
-        }
     }
 }
 

@@ -225,9 +225,8 @@ impl Publisher {
             Err(answer) => return answer,
         };
         for (channel, item) in made {
-            match self.backplane.engine.publish(&channel, &item).await {
-                Ok(published) if published.repeated => self.backplane.metrics.repeated.inc(),
-                Ok(_) => self.backplane.metrics.published.inc(),
+            match self.backplane.regions.publish(&channel, &item).await {
+                Ok(placed) => self.backplane.metrics.placed(placed.failed_over, placed.published.repeated),
                 Err(error) => {
                     if let EngineError::TooLarge { .. } = error.reason {
                         return Answer::text(413, format!("Item is too large: {error}\n"));
@@ -256,7 +255,7 @@ impl Publisher {
         let too_long = |what: &str| Answer::text(400, format!("Invalid format: {what} is too long\n"));
         let id = id.map_err(|_| too_long("'id'"))?;
         let channel = Channel::new(&item.channel).map_err(|_| too_long("'channel'"))?;
-        if self.backplane.engine.is_foreign(&channel) {
+        if self.backplane.regions.is_foreign(&channel) {
             return Err(Answer::text(400, "Channel is filled by its own producer: add to its stream in Redis.\n"));
         }
         let mut payload = Vec::new();

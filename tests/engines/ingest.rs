@@ -89,6 +89,7 @@ impl Client {
                 self.gaps.push(why);
                 self.last = Some(top);
             }
+            Notice::Region { region, .. } => panic!("nobody said that of {region}"),
             Notice::Overrun(channel) => panic!("overrun of {channel:?}"),
         }
     }
@@ -109,7 +110,7 @@ fn message(id: &str) -> From {
 }
 
 fn hub_of(engine: &Arc<dyn Engine>) -> Arc<Hub> {
-    Hub::start(engine.clone(), SinkLimit::default(), Metrics::new().backplane("eu"))
+    Hub::start(vec![engine.clone()], SinkLimit::default(), Metrics::new().backplane(&["eu"]))
 }
 
 #[tokio::test]

@@ -1,18 +1,22 @@
-//! One channel on this node: who is subscribed, how far it has come, and what it has to ask the engine next.
+//! One channel on this node: who is subscribed, how far each region's log of it has come, and what has to be asked next.
 //!
-//! No I/O: [`Local::next_task`] says what to ask, and the `on_` functions take what came. Whatever comes from the engine,
-//! and in whatever order, a subscriber gets each entry behind its place once and in the order of the log, or a gap.
+//! No I/O: [`Local::next_task`] says what to ask, and the `on_` functions take what came. Whatever comes from the engines,
+//! and in whatever order, a subscriber gets each entry behind its place once and in the order of its log, or a gap. Logs
+//! of several regions are one beside the other: each is asked, repaired and resumed by itself, so that one that cannot be
+//! reached holds up none. What they have in common is `copies.rs`: a message that is in two of them is delivered once.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Publication;
+use super::copies::Copies;
 use super::inbox::{Inbox, Notice};
-use super::window::{Budget, Window};
-use crate::backplane::engine::{Channel, Entry, MessageId, Retention, Slice};
-use crate::backplane::position::{EntryId, Place, Position};
-use crate::backplane::recover::{Log, Recovery, ReplayLimit, Why, recover};
+use super::log::{Log, Task, Want};
+use super::regions::Clock;
+use crate::backplane::engine::{Channel, Entry, MessageId, Slice};
+use crate::backplane::position::{Place, Position, Region};
+use crate::backplane::recover::{Recovery, ReplayLimit};
 use crate::metrics::{BackplaneMetrics, SubscriptionMark};
 
 /// How long a channel that nobody is subscribed to is kept: clients that reconnect find it as it was.
@@ -21,111 +25,179 @@ pub(super) const LINGER: Duration = Duration::from_secs(5);
 /// A repair takes whatever was missed.
 const WHOLE: ReplayLimit = ReplayLimit { max_entries: u64::MAX, max_bytes: u64::MAX };
 
+/// A place in one region stands for a time in another, less this: by so much clocks may differ that were measured, and so
+/// long an entry may take to come here.
+const MARGIN_MS: u64 = 5_000;
+
+/// A subscriber that waited for so long for a log gets what was stored meanwhile, once it is there.
+const WAITED_MS: u64 = 1_000;
+
 /// From where on a subscriber wants a channel.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum From {
     /// What comes from now on.
     #[default]
     Now,
-    /// What comes behind this place.
+    /// What comes behind this place in the log of its region. In the others: what was stored since a little before it.
     Place(Place),
-    /// What comes behind the newest entry with this message id.
+    /// What comes behind these places, one of each region; of a region without one, what was stored since a little before
+    /// the latest of them.
+    Places(Vec<Position>),
+    /// What comes behind the newest entry with this message id; in other regions than that entry's, what was stored since
+    /// a little before it.
     Message(MessageId),
-    /// What comes behind the entry with this id, in a channel whose numbers are this node's own: there a place is no more.
-    Entry(EntryId),
 }
 
 impl From {
     fn is_now(&self) -> bool {
-        matches!(self, Self::Now | Self::Place(Place::Now))
+        match self {
+            Self::Now | Self::Place(Place::Now) => true,
+            Self::Places(places) => places.is_empty(),
+            Self::Place(_) | Self::Message(_) => false,
+        }
     }
-}
-
-/// What the engine is to be asked.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Task {
-    /// To push the channel.
-    Open,
-    /// For what comes behind the newest entry that is here.
-    ReadOn(Position),
-    /// For what it has of the channel before what is here.
-    Fill,
-    /// Not to push the channel any more.
-    Leave,
 }
 
 #[derive(Debug)]
 struct Subscriber {
     inbox: Arc<Inbox>,
-    stand: Stand,
-    /// Since it is in force.
+    /// Where it stands in each of the channel's logs.
+    stood: Box<[Stood]>,
+    /// When it subscribed, in milliseconds since 1970 by this node's clock.
+    at_ms: u64,
+    /// Whether it asked for something of before.
+    resumes: bool,
+    /// Since it is in force in any log.
     mark: Option<SubscriptionMark>,
 }
 
 #[derive(Debug)]
+struct Stood {
+    stand: Stand,
+    /// The number up to which it had the log before it came here.
+    had: u64,
+    /// The number behind which it gets the log here.
+    start: u64,
+    /// How far it had come in each of the channel's logs when this came into force; empty where this is the first.
+    others: Box<[u64]>,
+}
+
+#[derive(Debug)]
 enum Stand {
-    /// It is told of its subscription when the channel is open, and what lies behind its place is known.
-    Waiting { from: From, limit: ReplayLimit, checked: bool },
+    /// It is told of its subscription when the log is open, and what lies behind its place is known.
+    Waiting { want: Want, limit: ReplayLimit, checked: bool },
     /// It has everything up to the newest entry.
     Live,
     /// Its inbox was full, or is being filled: the number of the first entry that it does not have.
     Behind { next: u64 },
 }
 
+impl Stood {
+    fn waits(&self) -> bool {
+        matches!(self.stand, Stand::Waiting { .. })
+    }
+
+    fn live_from(&mut self, n: u64) {
+        (self.stand, self.had, self.start) = (Stand::Live, 0, n);
+    }
+
+    /// The number up to which it was given the log here, whose newest entry is `top`; 0 where it is not in force.
+    fn passed(&self, top: u64) -> u64 {
+        match self.stand {
+            Stand::Waiting { .. } => 0,
+            Stand::Live => top,
+            Stand::Behind { next } => next.saturating_sub(1),
+        }
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Local {
     pub(super) name: Channel,
     subscribers: BTreeMap<u64, Subscriber>,
-    /// Whether its numbers are this node's own; see [`Engine::is_foreign`](crate::backplane::engine::Engine::is_foreign).
-    is_foreign: bool,
-    window: Window,
-    /// The newest entry that was delivered here, or where pushing began; `None` while the engine does not push.
-    last: Option<Position>,
-    /// Whether the window goes back to the oldest entry that the engine retained when it was asked.
-    filled: bool,
-    /// Whether something may have been missed.
-    disrupted: bool,
-    /// The highest number that was seen.
-    seen: u64,
+    /// One for each region that the channel is read from.
+    logs: Vec<OfRegion>,
+    /// Where there is more than one log.
+    copies: Option<Copies>,
     idle_since: Option<Instant>,
-    /// Whether a worker asks the engine for this channel.
-    pub(super) working: bool,
     /// Whether it was taken out of the hub: who holds it looks for the channel anew.
     pub(super) removed: bool,
 }
 
+/// One region's log of the channel.
+#[derive(Debug)]
+pub(super) struct OfRegion {
+    pub(super) region: Region,
+    /// Which of the hub's regions it is.
+    pub(super) nth: usize,
+    pub(super) clock: Arc<Clock>,
+    pub(super) log: Log,
+}
+
 impl Local {
-    pub(super) fn new(
-        name: Channel,
-        is_foreign: bool,
-        retention: Retention,
-        budget: Arc<Budget>,
-        now: Instant,
-    ) -> Self {
-        Self {
-            name,
-            subscribers: BTreeMap::new(),
-            is_foreign,
-            window: Window::new(retention, budget),
-            last: None,
-            filled: false,
-            disrupted: false,
-            seen: 0,
-            idle_since: Some(now),
-            working: false,
-            removed: false,
-        }
+    pub(super) fn new(name: Channel, logs: Vec<OfRegion>, copies: Option<Copies>, now: Instant) -> Self {
+        Self { name, subscribers: BTreeMap::new(), logs, copies, idle_since: Some(now), removed: false }
     }
 
-    pub(super) fn subscribe(&mut self, id: u64, inbox: Arc<Inbox>, from: From, limit: ReplayLimit) {
+    pub(super) fn log(&self, at: usize) -> Option<&OfRegion> {
+        self.logs.get(at)
+    }
+
+    pub(super) fn log_mut(&mut self, at: usize) -> Option<&mut Log> {
+        self.logs.get_mut(at).map(|of| &mut of.log)
+    }
+
+    /// Which of its logs is that of a region.
+    pub(super) fn log_of(&self, nth: usize) -> Option<usize> {
+        self.logs.iter().position(|of| of.nth == nth)
+    }
+
+    pub(super) fn logs(&self) -> usize {
+        self.logs.len()
+    }
+
+    pub(super) fn subscribe(&mut self, id: u64, inbox: Arc<Inbox>, from: &From, limit: ReplayLimit, at_ms: u64) {
         self.idle_since = None;
         inbox.forget(&self.name);
-        let from = match from {
-            From::Place(Place::After(place)) if self.is_foreign => From::Entry(place.id),
-            from => from,
+        let wants = self.wants(from);
+        let waiting = |want| Stood {
+            stand: Stand::Waiting { want, limit, checked: false },
+            had: 0,
+            start: u64::MAX,
+            others: Box::default(),
         };
-        self.subscribers
-            .insert(id, Subscriber { inbox, stand: Stand::Waiting { from, limit, checked: false }, mark: None });
+        let stood = wants.into_iter().map(waiting).collect();
+        for of in &self.logs {
+            if !of.clock.is_reachable() {
+                inbox.tell_region(&of.region, false);
+            }
+        }
+        self.subscribers.insert(id, Subscriber { inbox, stood, at_ms, resumes: !from.is_now(), mark: None });
+    }
+
+    /// From where on a subscriber wants each log.
+    fn wants(&self, from: &From) -> Vec<Want> {
+        let places = match from {
+            From::Now | From::Place(Place::Now) => return vec![Want::Now; self.logs.len()],
+            From::Place(Place::Start) => return vec![Want::Place(Place::Start); self.logs.len()],
+            From::Message(message) => return vec![Want::Message(message.clone()); self.logs.len()],
+            From::Place(Place::After(position)) => std::slice::from_ref(position),
+            From::Places(places) => places.as_slice(),
+        };
+        let at = |of: &OfRegion| places.iter().find(|position| position.region == of.region);
+        let times = self.logs.iter().filter_map(|of| Some(of.clock.to_node(at(of)?.id.ms)));
+        let latest = times.max();
+        let of_log = |(nth, of): (usize, &OfRegion)| match (at(of), latest) {
+            (Some(position), _) if of.log.is_foreign => Want::Entry(position.id),
+            (Some(position), _) => Want::Place(Place::After(position.clone())),
+            (None, Some(latest)) => Want::Since(of.clock.to_engine(latest).saturating_sub(MARGIN_MS)),
+            // Of regions that nobody reads here: nothing can be proven.
+            (None, None) if nth == 0 => {
+                places.first().map_or(Want::Now, |position| Want::Place(Place::After(position.clone())))
+            }
+            (None, None) => Want::Now,
+        };
+        self.logs.iter().enumerate().map(of_log).collect()
     }
 
     pub(super) fn unsubscribe(&mut self, id: u64, now: Instant) {
@@ -141,283 +213,387 @@ impl Local {
         self.subscribers.len()
     }
 
+    /// Tells all subscribers that a region that the channel is read from can be reached, or not any more. Whether somebody
+    /// waits for what can be known without it.
+    pub(super) fn tell_region(&self, nth: usize, reachable: bool) -> bool {
+        let Some(of) = self.logs.iter().find(|of| of.nth == nth) else { return false };
+        for subscriber in self.subscribers.values() {
+            subscriber.inbox.tell_region(&of.region, reachable);
+        }
+        self.subscribers.values().any(|subscriber| subscriber.stood.iter().any(Stood::waits))
+    }
+
     /// Whether nobody has wanted it for so long that it can go.
     pub(super) fn is_forgotten(&self, now: Instant) -> bool {
         self.idle_since.is_some_and(|since| now.duration_since(since) >= LINGER)
     }
 
-    /// What to ask the engine, if anything. Marks what the answer will cover.
-    pub(super) fn next_task(&mut self, now: Instant) -> Option<Task> {
+    /// Whether it can go now: no engine pushes it, nor will.
+    pub(super) fn is_over(&self, now: Instant) -> bool {
+        self.is_forgotten(now) && self.logs.iter().all(|of| !of.log.asked)
+    }
+
+    /// What to ask the engine of a log, if anything. Marks what the answer will cover.
+    pub(super) fn next_task(&mut self, at: usize, now: Instant) -> Option<Task> {
         if self.is_forgotten(now) {
-            return Some(Task::Leave);
+            return self.log(at).filter(|of| of.log.asked).map(|_| Task::Leave);
         }
-        let Some(last) = &self.last else { return Some(Task::Open) };
+        self.find_messages(at);
+        let several = self.logs.len() > 1;
+        let log = self.logs.get_mut(at).map(|of| &mut of.log)?;
+        let Some(last) = log.last.clone() else {
+            log.asked = true;
+            return Some(Task::Open);
+        };
         let mut ahead = false;
         for subscriber in self.subscribers.values_mut() {
-            let Stand::Waiting { from, checked, .. } = &mut subscriber.stand else { continue };
-            // Another node was ahead of this one, or the log has lost its end: reading on tells.
-            let beyond = match from {
-                From::Now | From::Place(Place::Now | Place::Start) => continue,
-                From::Place(Place::After(place)) => place.n > last.n,
-                From::Entry(id) => *id > last.id,
-                // Where a message is that is not here is known when all is here that came before.
-                From::Message(_) if !self.filled => continue,
-                From::Message(message) => self.window.find(message).is_none(),
+            let Some(Stood { stand: Stand::Waiting { want, checked, .. }, .. }) = subscriber.stood.get_mut(at) else {
+                continue;
             };
-            ahead |= !*checked && beyond;
+            // Where a message is that is not here is known when all is here that came before.
+            if matches!(want, Want::Message(_)) && !log.filled {
+                continue;
+            }
+            ahead |= !*checked && log.is_beyond(want);
             *checked = true;
         }
-        if self.disrupted || self.seen > last.n || ahead {
+        if log.disrupted || log.seen > last.n || ahead {
             // What comes while it is read counts anew.
-            (self.disrupted, self.seen) = (false, last.n);
-            return Some(Task::ReadOn(last.clone()));
+            (log.disrupted, log.seen) = (false, last.n);
+            return Some(Task::ReadOn(last));
         }
-        if !self.filled && self.subscribers.values().any(|subscriber| self.needs_history(&subscriber.stand)) {
-            return Some(Task::Fill);
+        let needs_history = |subscriber: &Subscriber| {
+            let stand = subscriber.stood.get(at).map(|stood| &stood.stand);
+            matches!(stand, Some(Stand::Waiting { want, .. }) if log.needs_history(want))
+        };
+        // What comes back to one log may be in another, which says so only where it is known.
+        let comes_back =
+            |subscriber: &Subscriber| several && subscriber.resumes && subscriber.stood.iter().any(Stood::waits);
+        let needs_history = |subscriber: &Subscriber| needs_history(subscriber) || comes_back(subscriber);
+        (!log.filled && self.subscribers.values().any(needs_history)).then_some(Task::Fill)
+    }
+
+    /// Where a message that a subscriber had last is in the log of another region, its place there is a time here.
+    fn find_messages(&mut self, at: usize) {
+        if self.logs.len() == 1 {
+            return;
         }
-        None
-    }
-
-    /// Whether something was missed, as far as what was pushed tells.
-    pub(super) fn needs_reading(&self) -> bool {
-        self.last.as_ref().is_some_and(|last| self.disrupted || self.seen > last.n)
-    }
-
-    /// The newest entry that a filling needs: one that is here, to which the others must lead up; and whether only reading
-    /// backwards from it does, since nobody else numbers them.
-    pub(super) fn fill_ends(&self) -> Option<(Position, bool)> {
-        let joint = self.window.oldest().map(|oldest| &oldest.entry.position).or(self.last.as_ref());
-        joint.map(|joint| (joint.clone(), self.is_foreign))
-    }
-
-    /// Whether a subscriber's place lies before the window.
-    fn needs_history(&self, stand: &Stand) -> bool {
-        let Stand::Waiting { from, .. } = stand else { return false };
-        let top = self.last.as_ref().map_or(0, |last| last.n);
-        let first = self.window.first().unwrap_or(top + 1);
-        match from {
-            From::Now | From::Place(Place::Now) => false,
-            From::Place(Place::Start) => first > 1,
-            From::Place(Place::After(place)) => {
-                let follows = |oldest: &Arc<Publication>| oldest.entry.position.epoch == place.epoch;
-                let proven = place.n + 1 == first && self.window.oldest().is_some_and(follows);
-                place.n < first && !proven && !(place.n == top && self.is_last(place))
-            }
-            From::Message(message) => self.find(message).is_none(),
-            From::Entry(id) => {
-                self.window.find_entry(*id).is_none() && self.last.as_ref().is_none_or(|last| last.id != *id)
+        let mut found = Vec::new();
+        for (id, subscriber) in &self.subscribers {
+            let Some(Stand::Waiting { want: Want::Message(message), .. }) =
+                subscriber.stood.get(at).map(|stood| &stood.stand)
+            else {
+                continue;
+            };
+            let Some(here) = self.logs.get(at).filter(|of| of.log.find(message).is_none()) else { continue };
+            let others = self.logs.iter().filter(|of| of.nth != here.nth);
+            let time =
+                others.filter_map(|of| of.log.find(message).map(|position| of.clock.to_node(position.id.ms))).max();
+            if let Some(time) = time {
+                found.push((*id, Want::Since(here.clock.to_engine(time).saturating_sub(MARGIN_MS))));
             }
         }
+        for (id, since) in found {
+            let stood = self.subscribers.get_mut(&id).and_then(|subscriber| subscriber.stood.get_mut(at));
+            if let Some(Stood { stand: Stand::Waiting { want, .. }, .. }) = stood {
+                *want = since;
+            }
+        }
     }
 
-    /// The position of the newest entry with this message id; in a foreign channel, of the one whose id that is, too.
-    fn find(&self, message: &MessageId) -> Option<&Position> {
-        let by_entry = || self.window.find_entry(message.as_str().parse().ok().filter(|_| self.is_foreign)?);
-        self.window.find(message).or_else(by_entry)
-    }
-
-    fn is_last(&self, place: &Position) -> bool {
-        self.last.as_ref().is_some_and(|last| last.id == place.id && last.epoch == place.epoch)
+    /// Whether another log than this is on its way here with what it has of before, up to where the subscriber has it: of two
+    /// copies of a message only one that is known can be left out. A log that cannot be reached, or does not answer, is
+    /// not waited for.
+    fn awaits_others(&self, at: usize, stood: &[Stood]) -> bool {
+        let is_coming = |of: &OfRegion, stood: &Stood| {
+            let log = &of.log;
+            let beyond = match &stood.stand {
+                Stand::Waiting { want, .. } => log.working && log.is_beyond(want),
+                Stand::Live | Stand::Behind { .. } => false,
+            };
+            let unknown = log.last.is_none() || !log.filled || log.disrupted || beyond;
+            of.clock.is_reachable() && !log.failing && unknown
+        };
+        self.logs.iter().zip(stood).enumerate().any(|(nth, (of, stood))| nth != at && is_coming(of, stood))
     }
 
     /// The engine pushes what comes behind `position`.
-    pub(super) fn on_opened(&mut self, position: Position) {
-        self.seen = self.seen.max(position.n);
-        match self.window.newest() {
-            // It was open before: what was missed meanwhile is read.
-            Some(newest) => {
-                self.last = Some(newest.entry.position.clone());
-                self.disrupted = true;
+    pub(super) fn on_opened(&mut self, at: usize, position: Position, now_ms: u64) {
+        let Some(of) = self.logs.get_mut(at) else { return };
+        of.log.on_opened(position);
+        // Who came while it could not be reached missed what was stored since.
+        for subscriber in self.subscribers.values_mut() {
+            if now_ms.saturating_sub(subscriber.at_ms) < WAITED_MS {
+                continue;
             }
-            // What was read of the log when it was open before says nothing of what came since.
-            None => (self.last, self.filled) = (Some(position), false),
+            if let Some(Stood { stand: Stand::Waiting { want: want @ Want::Now, .. }, .. }) =
+                subscriber.stood.get_mut(at)
+            {
+                *want = Want::Since(of.clock.to_engine(subscriber.at_ms).saturating_sub(WAITED_MS));
+            }
         }
     }
 
     /// The engine does not push any more.
-    pub(super) fn on_left(&mut self) {
-        self.last = None;
-    }
-
-    /// The engine did not answer: what was to be read still has to be.
-    pub(super) fn on_failed(&mut self, task: &Task) {
-        if let Task::ReadOn(_) = task {
-            self.disrupted = true;
+    pub(super) fn on_left(&mut self, at: usize) {
+        if let Some(log) = self.log_mut(at) {
+            (log.last, log.asked) = (None, false);
         }
     }
 
-    pub(super) fn on_disrupted(&mut self) {
-        self.disrupted = true;
+    /// The engine answered, or did not: what was to be read still has to be then.
+    pub(super) fn on_answered(&mut self, at: usize, task: &Task, answered: bool) {
+        if let Some(log) = self.log_mut(at) {
+            log.failing = !answered;
+            log.disrupted |= !answered && matches!(task, Task::ReadOn(_));
+        }
+    }
+
+    pub(super) fn on_disrupted(&mut self, at: usize) {
+        if let Some(log) = self.log_mut(at) {
+            log.disrupted = true;
+        }
     }
 
     /// An entry was pushed.
-    pub(super) fn on_entry(&mut self, entry: Entry, metrics: &BackplaneMetrics, now: Instant) {
-        let Some(last) = &self.last else { return };
+    pub(super) fn on_entry(&mut self, at: usize, entry: Entry, metrics: &BackplaneMetrics, now: Instant) {
+        let Some(log) = self.log_mut(at) else { return };
+        let Some(last) = &log.last else { return };
         // Where nobody numbers the entries, an id tells more than a number does.
-        if self.is_foreign && entry.position.id <= last.id {
+        if log.is_foreign && entry.position.id <= last.id {
             metrics.duplicates.inc();
             return;
         }
         let n = entry.position.n;
-        self.seen = self.seen.max(n);
+        log.seen = log.seen.max(n);
         // Of another epoch: the log may have lost its end, and numbers be given out again. Reading tells.
         if entry.position.epoch != last.epoch && last.n > 0 {
-            self.disrupted = true;
+            log.disrupted = true;
         } else if n == last.n + 1 {
-            self.deliver(entry, now);
+            self.deliver(at, entry, metrics, now);
         } else if n <= last.n {
             metrics.duplicates.inc();
         }
     }
 
-    fn deliver(&mut self, entry: Entry, now: Instant) {
-        self.last = Some(entry.position.clone());
+    fn deliver(&mut self, at: usize, entry: Entry, metrics: &BackplaneMetrics, now: Instant) {
+        let Some(OfRegion { log, .. }) = self.logs.get_mut(at) else { return };
+        log.last = Some(entry.position.clone());
         let publication = Arc::new(Publication::new(self.name.clone(), entry));
+        let several = self.copies.as_mut().is_some_and(|copies| copies.note(at, &publication, now));
+        let copies = self.copies.as_ref().filter(|_| several);
+        if several {
+            metrics.duplicates.inc();
+        }
         for subscriber in self.subscribers.values_mut() {
-            if matches!(subscriber.stand, Stand::Live) && !subscriber.inbox.push(&publication) {
-                subscriber.inbox.fell_behind(&self.name, now);
-                subscriber.stand = Stand::Behind { next: publication.n() };
+            let Subscriber { inbox, stood, .. } = subscriber;
+            if !stood.get(at).is_some_and(|stood| matches!(stood.stand, Stand::Live)) {
+                continue;
+            }
+            if copies.is_some_and(|copies| has_copy(copies, stood, at, &publication)) {
+                continue;
+            }
+            if !inbox.push(&publication)
+                && let Some(stood) = stood.get_mut(at)
+            {
+                inbox.fell_behind(&self.name, now);
+                stood.stand = Stand::Behind { next: publication.n() };
             }
         }
-        self.window.push(publication);
+        log.window.push(publication);
     }
 
     /// The engine's answer to [`Task::ReadOn`], which asked for what lies behind `after`.
-    pub(super) fn on_read(&mut self, after: &Position, slice: Slice, metrics: &BackplaneMetrics, now: Instant) {
+    pub(super) fn on_read(
+        &mut self,
+        at: usize,
+        after: &Position,
+        slice: Slice,
+        metrics: &BackplaneMetrics,
+        now: Instant,
+    ) {
         match slice.recover(&Place::After(after.clone()), WHOLE) {
             Recovery::Live | Recovery::Replay { .. } => {
-                self.seen = self.seen.max(slice.log.top);
+                if let Some(log) = self.log_mut(at) {
+                    log.seen = log.seen.max(slice.log.top);
+                }
                 for entry in slice.entries {
-                    let Some(last) = &self.last else { return };
+                    let Some(log) = self.log_mut(at) else { return };
+                    let Some(last) = &log.last else { return };
                     if entry.position.n == last.n && entry.position.id != last.id {
                         // What was pushed meanwhile is not what the log has now.
-                        self.disrupted = true;
+                        log.disrupted = true;
                         return;
                     }
                     if entry.position.n == last.n + 1 {
-                        self.deliver(entry, now);
+                        self.deliver(at, entry, metrics, now);
                     }
                 }
             }
             Recovery::Gap(why) => {
-                metrics.gap(why);
-                self.window.clear();
-                self.filled = false;
+                let Some(OfRegion { nth, log, .. }) = self.logs.get_mut(at) else { return };
+                metrics.gap(*nth, why);
+                log.window.clear();
+                log.filled = false;
                 // What came meanwhile is read once more, from the new top on.
-                self.disrupted |= self.last.as_ref() != Some(after);
-                self.seen = self.seen.max(slice.top.n);
-                for subscriber in self.subscribers.values_mut() {
-                    if !matches!(subscriber.stand, Stand::Waiting { .. }) {
-                        let (channel, top) = (self.name.clone(), slice.top.clone());
-                        subscriber.inbox.caught_up(&channel);
-                        subscriber.inbox.tell(Notice::Gap { channel, why, top });
-                        subscriber.stand = Stand::Live;
-                    }
+                log.disrupted |= log.last.as_ref() != Some(after);
+                log.seen = log.seen.max(slice.top.n);
+                if let Some(copies) = &mut self.copies {
+                    copies.forget_log(at);
                 }
-                self.last = Some(slice.top);
+                let several = self.logs.len() > 1;
+                for subscriber in self.subscribers.values_mut() {
+                    let Some(stood) = subscriber.stood.get_mut(at).filter(|stood| !stood.waits()) else { continue };
+                    let (channel, top) = (self.name.clone(), slice.top.clone());
+                    stood.live_from(slice.top.n);
+                    // What it is behind with in other logs, it is fed on.
+                    if !several || !subscriber.is_behind() {
+                        subscriber.inbox.caught_up(&channel);
+                    }
+                    subscriber.inbox.tell(Notice::Gap { channel, why, top });
+                }
+                if let Some(log) = self.log_mut(at) {
+                    log.last = Some(slice.top);
+                }
             }
         }
     }
 
-    /// What the engine has of the channel up to [`Self::fill_ends`], the oldest first.
-    pub(super) fn on_filled(&mut self, entries: Vec<Entry>) {
-        let Some(last) = &self.last else { return };
-        let (joint, n) = match self.window.oldest() {
-            Some(oldest) => (&oldest.entry.position, oldest.n()),
-            None => (last, last.n + 1),
-        };
-        match entries.iter().find(|entry| entry.position.n == joint.n) {
-            // The log is not what was delivered of it here: reading on tells how.
-            Some(other) if other.position.id != joint.id => return self.disrupted = true,
-            Some(_) => {
-                let of = |entry| Arc::new(Publication::new(self.name.clone(), entry));
-                self.window.prepend(entries.into_iter().map(of).collect(), n);
+    /// What the engine has of the channel up to what is here of it, the oldest first.
+    pub(super) fn on_filled(&mut self, at: usize, entries: Vec<Entry>, now: Instant) {
+        let name = self.name.clone();
+        let Some(OfRegion { log, .. }) = self.logs.get_mut(at) else { return };
+        let before = log.on_filled(entries, |entry| Arc::new(Publication::new(name.clone(), entry)));
+        if let Some(copies) = &mut self.copies {
+            for publication in log.window.up_to(before) {
+                copies.note(at, publication, now);
             }
-            // It ends before that: something was pushed while it was read, or the log has lost its end. Reading on tells.
-            None if entries.last().is_some_and(|newest| newest.position.n < joint.n) => return self.disrupted = true,
-            // Even that is not retained any more, so nothing before it is.
-            None => {}
         }
-        self.filled = true;
     }
 
-    /// Tells those who wait what they get, and feeds it to them.
-    pub(super) fn admit(&mut self, metrics: &BackplaneMetrics, now: Instant) {
-        let Some(last) = self.last.clone() else { return };
-        let waiting: Vec<u64> = self
-            .subscribers
-            .iter()
-            .filter(|(_, subscriber)| matches!(subscriber.stand, Stand::Waiting { .. }))
-            .map(|(id, _)| *id)
-            .collect();
+    /// Tells those who wait for a log what they get of it, and feeds it to them.
+    pub(super) fn admit(&mut self, at: usize, metrics: &BackplaneMetrics, now: Instant) {
+        let Some(OfRegion { log, .. }) = self.logs.get(at) else { return };
+        let Some(last) = log.last.clone() else { return };
+        let waits = |subscriber: &Subscriber| subscriber.stood.get(at).is_some_and(Stood::waits);
+        let waiting: Vec<u64> =
+            self.subscribers.iter().filter(|(_, subscriber)| waits(subscriber)).map(|(id, _)| *id).collect();
         for id in waiting {
-            let Some(Subscriber { inbox, stand: Stand::Waiting { from, limit, .. }, .. }) = self.subscribers.get(&id)
-            else {
+            let Some(OfRegion { log, .. }) = self.logs.get(at) else { return };
+            let Some(Subscriber { inbox, stood, resumes, .. }) = self.subscribers.get(&id) else { continue };
+            let Some(Stood { stand: Stand::Waiting { want, limit, .. }, .. }) = stood.get(at) else { continue };
+            if *resumes && self.awaits_others(at, stood) {
                 continue;
-            };
-            let recovery = self.recovery(from, *limit, &last);
-            if !from.is_now() {
-                metrics.resume(&recovery);
+            }
+            let recovery = log.recovery(want, *limit, &last);
+            if *resumes {
+                metrics.resume(self.logs.get(at).map_or(0, |of| of.nth), &recovery);
             }
             inbox.tell(Notice::Subscribed { channel: self.name.clone(), top: last.clone(), recovery });
-            let stand = match recovery {
-                Recovery::Live | Recovery::Gap(_) => Stand::Live,
-                Recovery::Replay { from, to } if from > to => Stand::Live,
+            let had_before = matches!(want, Want::Place(Place::After(_)) | Want::Message(_) | Want::Entry(_));
+            let (stand, start) = match recovery {
+                Recovery::Live | Recovery::Gap(_) => (Stand::Live, last.n),
+                Recovery::Replay { from, to } if from > to => (Stand::Live, last.n),
                 Recovery::Replay { from, .. } => {
                     inbox.fell_behind(&self.name, now);
-                    Stand::Behind { next: from }
+                    (Stand::Behind { next: from }, from.saturating_sub(1))
                 }
             };
+            let had = if had_before && !matches!(recovery, Recovery::Gap(_)) { start } else { 0 };
+            let tops = self.logs.iter().map(|of| of.log.last.as_ref().map_or(0, |last| last.n));
+            let others = match stood.iter().all(Stood::waits) {
+                true => Box::default(),
+                false => stood.iter().zip(tops).map(|(stood, top)| stood.passed(top)).collect(),
+            };
             if let Some(subscriber) = self.subscribers.get_mut(&id) {
-                subscriber.stand = stand;
-                subscriber.mark = Some(metrics.subscription());
+                if let Some(stood) = subscriber.stood.get_mut(at) {
+                    *stood = Stood { stand, had, start, others };
+                }
+                subscriber.mark.get_or_insert_with(|| metrics.subscription());
             }
             self.feed(id);
         }
     }
 
-    fn recovery(&self, from: &From, limit: ReplayLimit, last: &Position) -> Recovery {
-        let place = match from {
-            From::Now => Place::Now,
-            From::Place(place) => place.clone(),
-            From::Message(message) => match self.find(message) {
-                Some(position) => Place::After(position.clone()),
-                None => return Recovery::Gap(Why::Trimmed),
-            },
-            // At the end of what is here nothing is missing, though the entry may be gone.
-            From::Entry(id) if *id == last.id => return Recovery::Replay { from: last.n + 1, to: last.n },
-            From::Entry(id) => match self.window.find_entry(*id) {
-                Some(position) => Place::After(position.clone()),
-                None if *id > last.id => return Recovery::Gap(Why::Lineage),
-                None => return Recovery::Gap(Why::Trimmed),
-            },
-        };
-        let log = Log {
-            top: last.n,
-            first: self.window.first().unwrap_or(last.n + 1),
-            first_epoch: self.window.oldest().map_or(&last.epoch, |oldest| &oldest.entry.position.epoch).clone(),
-        };
-        recover(&place, &log, limit, |n| self.window.mark(n), |from, to| self.window.payload_bytes(from, to))
-    }
-
     /// Fills a subscriber's inbox on, as far as there is room.
     pub(super) fn feed(&mut self, id: u64) {
-        let Some(subscriber) = self.subscribers.get_mut(&id) else { return };
-        let Stand::Behind { next } = &mut subscriber.stand else { return };
-        let top = self.last.as_ref().map_or(0, |last| last.n);
-        while *next <= top {
-            let Some(publication) = self.window.get(*next) else {
-                subscriber.inbox.caught_up(&self.name);
-                subscriber.inbox.tell(Notice::Overrun(self.name.clone()));
-                self.subscribers.remove(&id);
-                return;
-            };
-            if !subscriber.inbox.push(publication) {
-                return;
+        for at in 0..self.logs.len() {
+            match self.feed_of(id, at) {
+                Fed::All => {}
+                Fed::Full => return,
+                Fed::Overrun => {
+                    if let Some(subscriber) = self.subscribers.remove(&id) {
+                        subscriber.inbox.caught_up(&self.name);
+                        subscriber.inbox.tell(Notice::Overrun(self.name.clone()));
+                    }
+                    return;
+                }
             }
-            *next += 1;
         }
-        subscriber.inbox.caught_up(&self.name);
-        subscriber.stand = Stand::Live;
+        if let Some(subscriber) = self.subscribers.get(&id) {
+            subscriber.inbox.caught_up(&self.name);
+        }
     }
+
+    fn feed_of(&mut self, id: u64, at: usize) -> Fed {
+        let Some(OfRegion { log, .. }) = self.logs.get(at) else { return Fed::All };
+        let Some(Subscriber { inbox, stood, .. }) = self.subscribers.get_mut(&id) else { return Fed::All };
+        let Some(Stood { stand: Stand::Behind { next }, .. }) = stood.get(at) else { return Fed::All };
+        let (mut next, top) = (*next, log.last.as_ref().map_or(0, |last| last.n));
+        let fed = loop {
+            if next > top {
+                break Fed::All;
+            }
+            let Some(publication) = log.window.get(next) else { break Fed::Overrun };
+            let copies = self.copies.as_ref();
+            let is_sent = copies.is_some_and(|copies| has_copy(copies, stood, at, publication));
+            if !is_sent && !inbox.push(publication) {
+                break Fed::Full;
+            }
+            next += 1;
+        };
+        if let Some(stood) = stood.get_mut(at) {
+            stood.stand = if matches!(fed, Fed::All) { Stand::Live } else { Stand::Behind { next } };
+        }
+        fed
+    }
+}
+
+enum Fed {
+    All,
+    Full,
+    Overrun,
+}
+
+impl Subscriber {
+    fn is_behind(&self) -> bool {
+        self.stood.iter().any(|stood| matches!(stood.stand, Stand::Behind { .. }))
+    }
+}
+
+/// Whether a subscriber has or gets the same message from the log of another region, and so is not sent this one.
+fn has_copy(copies: &Copies, stood: &[Stood], at: usize, publication: &Publication) -> bool {
+    let copies = copies.of(&publication.entry.message);
+    let Some(here) = stood.get(at) else { return false };
+    let mut is_before = true;
+    for copy in copies {
+        if copy.log == at && copy.n == publication.n() {
+            is_before = false;
+            continue;
+        }
+        let Some(other) = stood.get(copy.log) else { continue };
+        let had = match &other.stand {
+            Stand::Waiting { want: Want::Place(Place::After(place)), .. } => {
+                place.epoch == copy.epoch && copy.n <= place.n
+            }
+            _ => copy.n <= other.had,
+        };
+        // It was given when this log was not in force yet, so not kept back for the sake of this one.
+        let was_given = here.others.get(copy.log).is_some_and(|passed| copy.n <= *passed);
+        // Of two that are in force the one that was seen first is given.
+        if had || (copy.n > other.start && (is_before || was_given)) {
+            return true;
+        }
+    }
+    false
 }

@@ -16,7 +16,7 @@ use prometheus::IntGauge;
 
 use super::Publication;
 use crate::backplane::engine::Channel;
-use crate::backplane::position::Position;
+use crate::backplane::position::{Position, Region};
 use crate::backplane::recover::{Recovery, Why};
 use crate::tunnel::{Backlog, Depth};
 
@@ -58,6 +58,13 @@ pub enum Notice {
         /// Where it goes on.
         top: Position,
     },
+    /// A region can be reached, or not any more: then nothing comes of it until it can. Only changes are told.
+    Region {
+        /// Which.
+        region: Region,
+        /// Whether it can be reached.
+        reachable: bool,
+    },
     /// The session has fallen behind what this node keeps of the channel. Nothing more comes of it.
     Overrun(Channel),
 }
@@ -78,6 +85,8 @@ struct State {
     /// Channels that have more for the session than fits. At most those that it is subscribed to.
     behind: BTreeSet<Channel>,
     behind_since: Option<Instant>,
+    /// Regions that it was told, or is to be told, cannot be reached. At most those that are read.
+    unreachable: BTreeSet<Region>,
 }
 
 impl Inbox {
@@ -105,15 +114,19 @@ impl Inbox {
     /// waits at most.
     pub(super) fn tell(&self, notice: Notice) {
         let mut state = self.state.lock();
-        if let Notice::Gap { channel: of, .. } = &notice {
+        if let Notice::Gap { channel: of, top: end, .. } = &notice {
             let same = |waiting: &Notice| matches!(waiting, Notice::Gap { channel, .. } if channel == of);
             let of_channel = |waiting: &Notice| match waiting {
-                Notice::Publication(publication) => publication.channel == *of,
-                Notice::Subscribed { channel, .. } | Notice::Gap { channel, .. } | Notice::Overrun(channel) => {
-                    channel == of
+                Notice::Publication(publication) => {
+                    publication.channel == *of && publication.entry.position.region == end.region
                 }
+                Notice::Subscribed { channel, top, .. } | Notice::Gap { channel, top, .. } => {
+                    channel == of && top.region == end.region
+                }
+                Notice::Overrun(channel) => channel == of,
+                Notice::Region { .. } => false,
             };
-            // A gap behind a gap is one gap, which ends where the second does.
+            // A gap behind a gap of the same log is one gap, which ends where the second does.
             let newest = state.notices.iter_mut().rev().find(|waiting| of_channel(waiting));
             if let Some(waiting) = newest.filter(|waiting| same(waiting)) {
                 *waiting = notice;
@@ -121,6 +134,25 @@ impl Inbox {
             }
         }
         state.notices.push_back(notice);
+        drop(state);
+        self.waker.wake();
+    }
+
+    /// Tells whether a region can be reached, if the session knows otherwise. At most one of these waits for each region.
+    pub(super) fn tell_region(&self, region: &Region, reachable: bool) {
+        let mut state = self.state.lock();
+        let is_news =
+            if reachable { state.unreachable.remove(region) } else { state.unreachable.insert(region.clone()) };
+        if !is_news {
+            return;
+        }
+        let waiting =
+            state.notices.iter().position(|notice| matches!(notice, Notice::Region { region: of, .. } if of == region));
+        match waiting {
+            // It had not heard that it was otherwise.
+            Some(at) => drop(state.notices.remove(at)),
+            None => state.notices.push_back(Notice::Region { region: region.clone(), reachable }),
+        }
         drop(state);
         self.waker.wake();
     }
@@ -151,7 +183,7 @@ impl Inbox {
                 freed += publication.entry.payload.len();
                 false
             }
-            Notice::Publication(_) => true,
+            Notice::Publication(_) | Notice::Region { .. } => true,
             Notice::Subscribed { channel: of, .. } | Notice::Gap { channel: of, .. } | Notice::Overrun(of) => {
                 of != channel
             }

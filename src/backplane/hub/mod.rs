@@ -1,11 +1,11 @@
 //! What the sessions of this node are subscribed to, and how entries come to them.
 //!
-//! A node asks the engine to push a channel while a session of its own is subscribed to it, and each entry is shared by
-//! all of them: one copy, of which each inbox holds a reference. For each channel at most one question to the engine is
-//! under way, whoever waits for its answer, so that a thousand clients that come back at once cost one read.
+//! A node asks the engine of each region to push a channel while a session of its own is subscribed to it, and each entry
+//! is shared by all of them: one copy, of which each inbox holds a reference. For each channel at most one question to
+//! each engine is under way, whoever waits for its answer, so that a thousand clients that come back at once cost one read.
 //!
-//! `channel.rs` decides, `work.rs` asks the engine, `inbox.rs` is what waits for a session, and `window.rs` the entries
-//! that this node has.
+//! `channel.rs` decides for a channel and `log.rs` for one region's log of it, `work.rs` asks the engines, `inbox.rs` is
+//! what waits for a session, `window.rs` the entries that this node has, and `copies.rs` which of them are the same message.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,16 +18,21 @@ use prometheus::Histogram;
 use rand::SeedableRng as _;
 use rand::rngs::SmallRng;
 
-use super::engine::{Channel, Engine, Entry, Retention};
-use super::position::EntryId;
+use super::engine::{Channel, Engine, Entry};
+use super::position::{EntryId, Position, Region};
 use super::recover::ReplayLimit;
 use super::rendered::Rendered;
-use super::sink::{Sink, SinkLimit, sink};
+use super::sink::{SinkLimit, sink};
 use crate::metrics::BackplaneMetrics;
 use crate::tunnel::Backlog;
 
 mod channel;
+mod copies;
 mod inbox;
+mod log;
+#[cfg(test)]
+mod region_tests;
+mod regions;
 #[cfg(test)]
 mod tests;
 mod window;
@@ -37,8 +42,11 @@ pub use crate::tunnel::Depth;
 pub use channel::From;
 pub use inbox::{InboxLimit, Notice};
 
-use channel::Local;
+use channel::{Local, OfRegion};
+use copies::Copies;
 use inbox::Inbox;
+use log::Log;
+use regions::OfHub;
 use window::Budget;
 
 /// Of so many publications that a session takes the way of one is measured. The first is.
@@ -81,13 +89,16 @@ impl Publication {
     }
 }
 
-/// The channels of this node, on one engine.
-#[derive(Debug)]
+/// Which regions' logs of a channel are read, as numbers in the list of them: ours is 0.
+pub type Homes = Box<dyn Fn(&Channel) -> Option<usize> + Send + Sync>;
+
+/// The channels of this node.
 pub struct Hub {
-    engine: Arc<dyn Engine>,
-    sink: Sink,
+    /// Ours first.
+    regions: Vec<OfHub>,
+    /// The one region whose log of a channel is read, where that is so.
+    homes: Homes,
     channels: Mutex<BTreeMap<Channel, Arc<Mutex<Local>>>>,
-    retention: Retention,
     budget: Arc<Budget>,
     next_id: AtomicU64,
     chance: Mutex<SmallRng>,
@@ -96,31 +107,56 @@ pub struct Hub {
 }
 
 impl Hub {
-    /// A hub on an engine. Two tasks run until it is dropped: one takes what the engine pushes, one looks for channels
-    /// that nobody wants any more.
+    /// A hub on the engines of regions, ours first, which all channels are read from. Tasks run until it is dropped: one for
+    /// each engine takes what it pushes, one looks for channels that nobody wants any more.
     ///
     /// # Panics
     /// Outside a Tokio runtime.
-    pub fn start(engine: Arc<dyn Engine>, limit: SinkLimit, metrics: Arc<BackplaneMetrics>) -> Arc<Self> {
-        Self::start_with(engine, limit, metrics, rand::random())
+    pub fn start(engines: Vec<Arc<dyn Engine>>, limit: SinkLimit, metrics: Arc<BackplaneMetrics>) -> Arc<Self> {
+        Self::start_with(engines, Box::new(|_| None), limit, metrics, rand::random())
+    }
+
+    /// The same, where some channels are read from one region alone.
+    ///
+    /// # Panics
+    /// Outside a Tokio runtime.
+    pub fn start_homed(
+        engines: Vec<Arc<dyn Engine>>,
+        homes: Homes,
+        limit: SinkLimit,
+        metrics: Arc<BackplaneMetrics>,
+    ) -> Arc<Self> {
+        Self::start_with(engines, homes, limit, metrics, rand::random())
     }
 
     /// The same with a seed of the pauses between questions, so that a test can play a schedule again.
-    fn start_with(engine: Arc<dyn Engine>, limit: SinkLimit, metrics: Arc<BackplaneMetrics>, seed: u64) -> Arc<Self> {
-        let (sink, source) = sink(limit);
-        let retention = engine.capabilities().retention;
+    fn start_with(
+        engines: Vec<Arc<dyn Engine>>,
+        homes: Homes,
+        limit: SinkLimit,
+        metrics: Arc<BackplaneMetrics>,
+        seed: u64,
+    ) -> Arc<Self> {
+        let (regions, sources): (Vec<_>, Vec<_>) = engines
+            .into_iter()
+            .map(|engine| {
+                let (sink, source) = sink(limit);
+                (OfHub { name: engine.region().clone(), engine, sink, clock: Arc::default() }, source)
+            })
+            .unzip();
         let hub = Arc::new_cyclic(|myself| Self {
-            engine,
-            sink,
+            regions,
+            homes,
             channels: Mutex::default(),
-            retention,
             budget: Arc::new(Budget::new(WINDOWS_BYTES)),
             next_id: AtomicU64::new(0),
             chance: Mutex::new(SmallRng::seed_from_u64(seed)),
             metrics,
             myself: myself.clone(),
         });
-        tokio::spawn(work::take_pushed(hub.myself.clone(), source));
+        for (nth, source) in sources.into_iter().enumerate() {
+            tokio::spawn(work::take_pushed(hub.myself.clone(), nth, source));
+        }
         tokio::spawn(work::look_for_forgotten(hub.myself.clone()));
         hub
     }
@@ -154,26 +190,74 @@ impl Hub {
 
     /// The channel's state, locked by the caller; made if there is none.
     fn find_or_make(&self, channel: &Channel) -> Arc<Mutex<Local>> {
-        let is_foreign = self.engine.is_foreign(channel);
-        let make = || {
-            let local = Local::new(channel.clone(), is_foreign, self.retention, self.budget.clone(), now());
-            Arc::new(Mutex::new(local))
-        };
-        self.channels.lock().entry(channel.clone()).or_insert_with(make).clone()
+        self.channels.lock().entry(channel.clone()).or_insert_with(|| Arc::new(Mutex::new(self.make(channel)))).clone()
     }
 
-    /// Has the engine asked what the channel needs, unless somebody does so already.
-    fn work(&self, local: &Arc<Mutex<Local>>) {
-        {
-            let mut local = local.lock();
-            if local.working || local.removed {
-                return;
+    fn make(&self, channel: &Channel) -> Local {
+        let home = (self.homes)(channel);
+        let of_region = |(nth, region): (usize, &OfHub)| {
+            let (engine, budget) = (&region.engine, self.budget.clone());
+            let log = Log::new(engine.is_foreign(channel), engine.capabilities().retention, budget);
+            OfRegion { region: region.name.clone(), nth, clock: region.clock.clone(), log }
+        };
+        let read = self.regions.iter().enumerate().filter(|(nth, _)| home.is_none_or(|home| home == *nth));
+        let logs: Vec<OfRegion> = read.map(of_region).collect();
+        let windows = self.regions.iter().map(|region| region.engine.capabilities().dedupe_window);
+        let window = windows.max().unwrap_or_default();
+        let copies = (logs.len() > 1).then(|| Copies::new(window, self.budget.clone()));
+        Local::new(channel.clone(), logs, copies, now())
+    }
+
+    /// Says whether a region's engine can be reached, so that sessions hear of it. It is taken for reachable until then.
+    pub fn set_reachable(&self, region: &Region, reachable: bool) {
+        let Some(nth) = self.nth(region) else { return };
+        if !self.regions.get(nth).is_some_and(|of| of.clock.set_reachable(reachable)) {
+            return;
+        }
+        let all: Vec<_> = self.channels.lock().values().cloned().collect();
+        for local in all {
+            let somebody_waits = local.lock().tell_region(nth, reachable);
+            if somebody_waits {
+                self.work(&local);
             }
-            local.working = true;
         }
-        if let Some(hub) = self.myself.upgrade() {
-            tokio::spawn(work::ask(hub, local.clone()));
+    }
+
+    /// Says by how many milliseconds the clock of a region's engine is ahead of this node's. 0 until then.
+    pub fn set_ahead(&self, region: &Region, ahead_ms: i64) {
+        if let Some(of) = self.nth(region).and_then(|nth| self.regions.get(nth)) {
+            of.clock.set_ahead(ahead_ms);
         }
+    }
+
+    /// The regions whose logs are read, ours first.
+    pub fn regions(&self) -> impl Iterator<Item = &Region> {
+        self.regions.iter().map(|of| &of.name)
+    }
+
+    fn nth(&self, region: &Region) -> Option<usize> {
+        self.regions.iter().position(|of| of.name == *region)
+    }
+
+    /// Has the engines asked what the channel needs, unless somebody does so already.
+    fn work(&self, local: &Arc<Mutex<Local>>) {
+        let Some(hub) = self.myself.upgrade() else { return };
+        let mut locked = local.lock();
+        if locked.removed {
+            return;
+        }
+        for at in 0..locked.logs() {
+            if let Some(log) = locked.log_mut(at).filter(|log| !log.working) {
+                log.working = true;
+                tokio::spawn(work::ask(hub.clone(), local.clone(), at));
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for Hub {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Hub").field("regions", &self.regions).finish_non_exhaustive()
     }
 }
 
@@ -187,13 +271,14 @@ pub struct Member {
     /// Where it is told how long publications were on their way, and how many have come.
     latency: Option<Histogram>,
     taken: u64,
-    /// Where each subscription began: what is replayed up to there was on its way for as long as its client was away.
-    began: BTreeMap<Channel, EntryId>,
+    /// Where each subscription began in the log of each region: what is replayed up to there was on its way for as long as its client was away.
+    began: BTreeMap<Channel, Vec<(Region, EntryId)>>,
 }
 
 impl Member {
-    /// Subscribes to a channel, from a place on. When it is in force there is a [`Notice::Subscribed`], and before that
-    /// nothing of the channel: an engine that cannot be reached is asked again until it can. A second subscription to a
+    /// Subscribes to a channel, from a place on. When it is in force in the log of a region there is a
+    /// [`Notice::Subscribed`], and before that nothing of that log: an engine that cannot be reached is asked again until it
+    /// can, and what was stored since is given then. A second subscription to a
     /// channel takes the place of the first.
     ///
     /// The caller bounds how many channels one session has.
@@ -202,7 +287,7 @@ impl Member {
             let local = self.hub.find_or_make(channel);
             let mut locked = local.lock();
             if !locked.removed {
-                locked.subscribe(self.id, self.inbox.clone(), from, limit);
+                locked.subscribe(self.id, self.inbox.clone(), &from, limit, now_ms());
                 drop(locked);
                 break local;
             }
@@ -237,9 +322,13 @@ impl Member {
         }
         let notice = ready!(self.inbox.poll_pop(cx));
         match &notice {
-            Notice::Subscribed { channel, top, .. } => drop(self.began.insert(channel.clone(), top.id)),
+            Notice::Subscribed { channel, top, .. } => {
+                let began = self.began.entry(channel.clone()).or_default();
+                began.retain(|(region, _)| *region != top.region);
+                began.push((top.region.clone(), top.id));
+            }
             Notice::Publication(publication) => self.measure(publication),
-            Notice::Gap { .. } => {}
+            Notice::Gap { .. } | Notice::Region { .. } => {}
             Notice::Overrun(channel) => drop(self.forget(channel)),
         }
         Poll::Ready(notice)
@@ -253,7 +342,9 @@ impl Member {
     /// Tells how long a publication was on its way, if it is one of those that are measured.
     fn measure(&mut self, publication: &Publication) {
         let Some(latency) = &self.latency else { return };
-        if self.began.get(&publication.channel).is_none_or(|began| publication.entry.position.id <= *began) {
+        let Position { region, id, .. } = &publication.entry.position;
+        let began = self.began.get(&publication.channel).and_then(|began| began.iter().find(|(of, _)| of == region));
+        if began.is_none_or(|(_, began)| id <= began) {
             return;
         }
         let age = age(publication.entry.stored_ms(), SystemTime::now());
@@ -296,6 +387,12 @@ impl Drop for Member {
 fn age(stored_ms: u64, now: SystemTime) -> Duration {
     let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
     now.saturating_sub(Duration::from_millis(stored_ms))
+}
+
+/// This node's clock, in milliseconds since 1970.
+fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Tokio's clock, so that a test can pass the time.

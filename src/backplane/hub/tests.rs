@@ -16,22 +16,21 @@ use tokio::sync::broadcast;
 
 use super::*;
 use crate::backplane::engine::{
-    Capabilities, EngineError, Event, History, Item, MessageId, PublishError, Published, ReadLimit, Slice,
+    Capabilities, EngineError, Event, History, Item, MessageId, PublishError, Published, ReadLimit, Retention, Slice,
 };
 use crate::backplane::position::{EntryId, Epoch, Place, Position, Region};
 use crate::backplane::recover::{Log, Mark, Recovery, Why};
+use crate::backplane::sink::Sink;
 
-const RETENTION: Retention = Retention { max_entries: 40, max_age: Duration::from_secs(3600), max_bytes: 1 << 20 };
-const ANY: ReplayLimit = ReplayLimit { max_entries: u64::MAX, max_bytes: u64::MAX };
-
-fn region() -> Region {
-    Region::new("eu").unwrap()
-}
+pub(super) const RETENTION: Retention =
+    Retention { max_entries: 40, max_age: Duration::from_secs(3600), max_bytes: 1 << 20 };
+pub(super) const ANY: ReplayLimit = ReplayLimit { max_entries: u64::MAX, max_bytes: u64::MAX };
 
 /// What the engines of two nodes share, and a schedule makes fail.
 #[derive(Debug)]
-struct Faulty {
-    state: Mutex<State>,
+pub(super) struct Faulty {
+    pub(super) region: Region,
+    pub(super) state: Mutex<State>,
 }
 
 /// The engine of one node.
@@ -42,23 +41,27 @@ struct Node {
 }
 
 #[derive(Debug)]
-struct State {
+pub(super) struct State {
     rng: StdRng,
-    logs: BTreeMap<Channel, Vec<Entry>>,
+    pub(super) logs: BTreeMap<Channel, Vec<Entry>>,
     /// Which entry was the newest when an entry was stored.
     predecessors: BTreeMap<EntryId, EntryId>,
-    subscriptions: BTreeMap<(usize, Channel), Sink>,
+    pub(super) subscriptions: BTreeMap<(usize, Channel), Sink>,
     lineage: u32,
-    clock: u64,
+    pub(super) clock: u64,
     /// Out of ten: calls that fail, and pushes that are lost until the channel is told to be disrupted.
-    failing: u32,
-    losing: u32,
+    pub(super) failing: u32,
+    pub(super) losing: u32,
     lost: Vec<(usize, Channel)>,
     reads: usize,
 }
 
 impl Faulty {
     fn new(seed: u64) -> Arc<Self> {
+        Self::in_region("eu", seed)
+    }
+
+    pub(super) fn in_region(region: &str, seed: u64) -> Arc<Self> {
         let state = State {
             rng: StdRng::seed_from_u64(seed),
             logs: BTreeMap::new(),
@@ -71,7 +74,7 @@ impl Faulty {
             lost: Vec::new(),
             reads: 0,
         };
-        Arc::new(Self { state: Mutex::new(state) })
+        Arc::new(Self { region: Region::new(region).unwrap(), state: Mutex::new(state) })
     }
 
     fn epoch(lineage: u32) -> Epoch {
@@ -88,13 +91,13 @@ impl Faulty {
         if fails { Err(EngineError::TimedOut) } else { Ok(()) }
     }
 
-    fn append(&self, channel: &Channel, message: &str) -> Position {
+    pub(super) fn append(&self, channel: &Channel, message: &str) -> Position {
         let state = &mut *self.state.lock();
         state.clock += 1;
         let log = state.logs.entry(channel.clone()).or_default();
         let n = log.last().map_or(0, |entry| entry.position.n) + 1;
         let id = EntryId { ms: state.clock, seq: 0 };
-        let position = Position { region: region(), epoch: Self::epoch(state.lineage), n, id };
+        let position = Position { region: self.region.clone(), epoch: Self::epoch(state.lineage), n, id };
         let message = MessageId::new(message).unwrap();
         let entry = Entry { position: position.clone(), message, payload: Bytes::from_static(b"0123456789") };
         if let Some(newest) = log.last() {
@@ -112,7 +115,7 @@ impl Faulty {
     }
 
     /// Says what was lost, as an engine must in the end.
-    fn confess(&self) {
+    pub(super) fn confess(&self) {
         let state = &mut *self.state.lock();
         for lost in std::mem::take(&mut state.lost) {
             if let Some(sink) = state.subscriptions.get(&lost) {
@@ -122,7 +125,7 @@ impl Faulty {
     }
 
     /// Another process takes over, without the newest entries.
-    fn fail_over(&self, without: usize) {
+    pub(super) fn fail_over(&self, without: usize) {
         let state = &mut *self.state.lock();
         state.lineage += 1;
         for log in state.logs.values_mut() {
@@ -138,10 +141,10 @@ impl Faulty {
         }
     }
 
-    fn top(&self, channel: &Channel) -> Position {
+    pub(super) fn top(&self, channel: &Channel) -> Position {
         let state = self.state.lock();
         let newest = state.logs.get(channel).and_then(|log| log.last()).map(|entry| entry.position.clone());
-        newest.unwrap_or_else(|| Position::origin(region(), Self::epoch(state.lineage)))
+        newest.unwrap_or_else(|| Position::origin(self.region.clone(), Self::epoch(state.lineage)))
     }
 
     /// Whether one entry was stored right behind the other.
@@ -155,14 +158,14 @@ impl Faulty {
     }
 }
 
-fn node(shared: &Arc<Faulty>, number: usize) -> Arc<Node> {
+pub(super) fn node(shared: &Arc<Faulty>, number: usize) -> Arc<dyn Engine> {
     Arc::new(Node { shared: shared.clone(), number })
 }
 
 #[async_trait]
 impl Engine for Node {
     fn region(&self) -> &Region {
-        unreachable!("a hub does not ask")
+        &self.shared.region
     }
 
     async fn publish(&self, channel: &Channel, item: &Item) -> Result<Published, PublishError> {
@@ -208,7 +211,7 @@ impl Engine for Node {
         Capabilities {
             history: History::Engine,
             contiguous: true,
-            dedupe_window: Duration::ZERO,
+            dedupe_window: Duration::from_secs(3600),
             retention: RETENTION,
             latest: false,
         }
@@ -219,8 +222,8 @@ impl Engine for Node {
     }
 }
 
-fn metrics() -> Arc<BackplaneMetrics> {
-    crate::metrics::Metrics::new().backplane("eu")
+pub(super) fn metrics() -> Arc<BackplaneMetrics> {
+    crate::metrics::Metrics::new().backplane(&["eu", "us", "ap"])
 }
 
 /// A session, and what it saw of each channel.
@@ -279,7 +282,7 @@ impl Client {
                         match &seen.cursor {
                             From::Place(Place::After(place)) => assert_eq!(from, place.n + 1),
                             From::Place(Place::Start) => assert_eq!(from, 1),
-                            From::Message(_) | From::Entry(_) => {}
+                            From::Message(_) | From::Places(_) => {}
                             From::Now | From::Place(Place::Now) => panic!("a replay for nobody"),
                         }
                         match &seen.cursor {
@@ -314,6 +317,7 @@ impl Client {
                 self.gaps += 1;
                 self.places.get_mut(&channel).expect("it was asked for").reach(top);
             }
+            Notice::Region { .. } => panic!("nobody said that"),
             Notice::Overrun(channel) => {
                 self.gaps += 1;
                 self.places.remove(&channel);
@@ -337,7 +341,8 @@ async fn play(seed: u64) {
     let small = InboxLimit { max_messages: rng.random_range(1..20), max_bytes: 1 << 20 };
     let limit = if gentle { InboxLimit::default() } else { small };
     let sink_limit = SinkLimit { max_entries: rng.random_range(1..50), max_bytes: 1 << 20 };
-    let hubs = [0, 1].map(|number| Hub::start_with(node(&engine, number), sink_limit, metrics(), seed));
+    let hubs = [0, 1]
+        .map(|number| Hub::start_with(vec![node(&engine, number)], Box::new(|_| None), sink_limit, metrics(), seed));
     let channels: Vec<Channel> = (0..3).map(|at| Channel::new(&format!("room:{at}")).unwrap()).collect();
     let mut clients: Vec<Client> = (0..4).map(|at| Client::new(&hubs[at % 2], limit)).collect();
     let (mut published, mut failed_over) = (0, false);
@@ -430,7 +435,7 @@ async fn stocked(entries: usize) -> (Arc<Faulty>, Arc<Hub>, Channel) {
     for at in 1..=entries {
         engine.append(&channel, &format!("m{at}"));
     }
-    let hub = Hub::start(node(&engine, 0), SinkLimit::default(), metrics());
+    let hub = Hub::start(vec![node(&engine, 0)], SinkLimit::default(), metrics());
     (engine, hub, channel)
 }
 
@@ -573,6 +578,7 @@ async fn the_way_of_one_in_sixteen_is_measured_and_none_of_what_was_missed() {
     let (_engine, hub, channel) = stocked(0).await;
     let latency = crate::metrics::Metrics::new().rule("r").message_latency_backplane.clone();
     let mut member = hub.join(InboxLimit::default()).measured(latency.clone());
+    let eu = Region::new("eu").unwrap();
     let now_ms = u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis()).unwrap();
     let take = |member: &mut Member, ms: u64| {
         let position = format!("eu.a.1.{ms}-0").parse().unwrap();
@@ -581,12 +587,12 @@ async fn the_way_of_one_in_sixteen_is_measured_and_none_of_what_was_missed() {
         latency.get_sample_count()
     };
     assert_eq!(take(&mut member, now_ms), 0, "it is not subscribed");
-    member.began.insert(channel.clone(), EntryId { ms: now_ms - 60_000, seq: 0 });
+    member.began.insert(channel.clone(), vec![(eu.clone(), EntryId { ms: now_ms - 60_000, seq: 0 })]);
     assert_eq!(take(&mut member, now_ms - 60_000), 0, "the last that it may have missed");
     let counts: Vec<_> = (0..17).map(|_| take(&mut member, now_ms - 50)).collect();
     assert_eq!((counts[0], counts[15], counts[16]), (1, 1, 2));
     assert!(latency.get_sample_sum() >= 0.1, "{}", latency.get_sample_sum());
-    member.began.insert(channel.clone(), EntryId::default());
+    member.began.insert(channel.clone(), vec![(eu, EntryId::default())]);
     member.taken = 0;
     assert_eq!(take(&mut member, 17), 2, "an id that is no time");
 }

@@ -21,12 +21,17 @@ impl Budget {
         Self { used: AtomicUsize::new(0), limit }
     }
 
-    fn take(&self, bytes: usize) {
+    pub(super) fn take(&self, bytes: usize) {
         self.used.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    fn give_back(&self, bytes: usize) {
+    pub(super) fn give_back(&self, bytes: usize) {
         self.used.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// Whether more is used than there is.
+    pub(super) fn is_passed(&self) -> bool {
+        self.used() > self.limit
     }
 
     fn used(&self) -> usize {
@@ -126,10 +131,21 @@ impl Window {
         self.entries.get(at).map(|publication| &publication.entry.position)
     }
 
+    /// The position of the newest entry that was stored before this time, in milliseconds since 1970.
+    pub(super) fn newest_before(&self, ms: u64) -> Option<&Position> {
+        let behind = self.entries.partition_point(|publication| publication.entry.position.id.ms < ms);
+        self.entries.get(behind.checked_sub(1)?).map(|publication| &publication.entry.position)
+    }
+
+    /// The entries up to this number, the oldest first.
+    pub(super) fn up_to(&self, n: u64) -> impl Iterator<Item = &Arc<Publication>> {
+        self.entries.iter().take_while(move |publication| publication.n() <= n)
+    }
+
     fn trim(&mut self) {
         while self.entries.len() > self.retention.max_entries
             || self.bytes > self.retention.max_bytes
-            || (self.entries.len() > 1 && self.budget.used() > self.budget.limit)
+            || (self.entries.len() > 1 && self.budget.is_passed())
         {
             let Some(oldest) = self.entries.pop_front() else { return };
             self.bytes -= oldest.size_bytes();

@@ -6,8 +6,10 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use rand::Rng as _;
 
-use super::channel::{Local, Task};
-use super::{Hub, now};
+use super::channel::Local;
+use super::log::Task;
+use super::regions::OfHub;
+use super::{Hub, now, now_ms};
 use crate::backplane::engine::{Engine, EngineError, Entry, ReadLimit};
 use crate::backplane::sink::{Delivery, Source};
 
@@ -22,8 +24,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// How often channels that nobody wants are looked for.
 const SWEEP: Duration = Duration::from_secs(1);
 
-/// Takes what the engine pushes, until the hub is gone.
-pub(super) async fn take_pushed(hub: Weak<Hub>, mut source: Source) {
+/// Takes what a region's engine pushes, until the hub is gone.
+pub(super) async fn take_pushed(hub: Weak<Hub>, nth: usize, mut source: Source) {
     while let Some(delivery) = source.recv().await {
         let Some(hub) = hub.upgrade() else { return };
         let channel = match &delivery {
@@ -33,11 +35,17 @@ pub(super) async fn take_pushed(hub: Weak<Hub>, mut source: Source) {
         let Some(local) = hub.find(channel) else { continue };
         let asks = {
             let mut locked = local.lock();
+            let Some(at) = locked.log_of(nth) else { continue };
             match delivery {
-                Delivery::Entry(_, entry) => locked.on_entry(entry, &hub.metrics, now()),
-                Delivery::Disrupted(_) => locked.on_disrupted(),
+                Delivery::Entry(_, entry) => {
+                    if let Some(of) = hub.regions.get(nth) {
+                        hub.metrics.lag(nth, now_ms().saturating_sub(of.clock.to_node(entry.stored_ms())));
+                    }
+                    locked.on_entry(at, entry, &hub.metrics, now());
+                }
+                Delivery::Disrupted(_) => locked.on_disrupted(at),
             }
-            locked.needs_reading()
+            locked.log(at).is_some_and(|of| of.log.needs_reading())
         };
         if asks {
             hub.work(&local);
@@ -60,26 +68,39 @@ pub(super) async fn look_for_forgotten(hub: Weak<Hub>) {
     }
 }
 
-/// Asks the engine all that the channel needs, and then lets those in who waited for it.
-pub(super) async fn ask(hub: Arc<Hub>, local: Arc<Mutex<Local>>) {
+/// Asks the engine of one of the channel's logs all that it needs, and then lets those in who waited for it.
+pub(super) async fn ask(hub: Arc<Hub>, local: Arc<Mutex<Local>>, at: usize) {
     let mut pause = FIRST_PAUSE;
+    let mut has_asked = false;
     loop {
         let task = {
             let mut locked = local.lock();
-            match locked.next_task(now()) {
-                Some(task) => task,
-                None => {
-                    locked.admit(&hub.metrics, now());
-                    locked.working = false;
-                    return;
+            let task = locked.next_task(at, now());
+            if task.is_none() {
+                locked.admit(at, &hub.metrics, now());
+                if let Some(log) = locked.log_mut(at) {
+                    log.working = false;
                 }
             }
+            task
         };
-        match run(&hub, &local, &task).await {
-            Ok(Ran::Removed) => return,
-            Ok(Ran::Answered) => pause = FIRST_PAUSE,
+        let Some(task) = task else {
+            remove(&hub, &local);
+            // Who waits for another log may be told more now.
+            if has_asked && local.lock().logs() > 1 {
+                hub.work(&local);
+            }
+            return;
+        };
+        let answer = run(&hub, &local, at, &task).await;
+        local.lock().on_answered(at, &task, answer.is_ok());
+        match answer {
+            Ok(()) => (pause, has_asked) = (FIRST_PAUSE, true),
             Err(_) => {
-                local.lock().on_failed(&task);
+                // Those who come back to another log do not wait for this one.
+                if local.lock().logs() > 1 {
+                    hub.work(&local);
+                }
                 let chance = hub.chance.lock().random_range(0.0..1.0);
                 tokio::time::sleep(pause.mul_f64(1.0 + chance)).await;
                 pause = (pause * 2).min(LONGEST_PAUSE);
@@ -88,48 +109,53 @@ pub(super) async fn ask(hub: Arc<Hub>, local: Arc<Mutex<Local>>) {
     }
 }
 
-enum Ran {
-    Answered,
-    /// The channel was taken out of the hub.
-    Removed,
+/// Takes a channel out of the hub that nobody wants and no engine pushes.
+fn remove(hub: &Hub, local: &Mutex<Local>) {
+    if !local.lock().is_over(now()) {
+        return;
+    }
+    let mut channels = hub.channels.lock();
+    let mut locked = local.lock();
+    // Somebody may have come meanwhile.
+    if !locked.removed && locked.is_over(now()) {
+        locked.removed = true;
+        channels.remove(&locked.name);
+    }
 }
 
-async fn run(hub: &Hub, local: &Mutex<Local>, task: &Task) -> Result<Ran, EngineError> {
-    let channel = local.lock().name.clone();
+async fn run(hub: &Hub, local: &Mutex<Local>, at: usize, task: &Task) -> Result<(), EngineError> {
+    let (channel, nth) = {
+        let locked = local.lock();
+        (locked.name.clone(), locked.log(at).map(|of| of.nth))
+    };
+    // Each log is of a region that the hub has.
+    let Some(OfHub { engine, sink, .. }) = nth.and_then(|nth| hub.regions.get(nth)) else { return Ok(()) };
     match task {
         Task::Open => {
-            let position = hub.engine.subscribe(&channel, &hub.sink).await?;
-            local.lock().on_opened(position);
+            let position = engine.subscribe(&channel, sink).await?;
+            local.lock().on_opened(at, position, now_ms());
         }
         Task::ReadOn(after) => {
-            let slice = hub.engine.read(&channel, Some(after), READ).await?;
-            local.lock().on_read(after, slice, &hub.metrics, now());
+            let slice = engine.read(&channel, Some(after), READ).await?;
+            local.lock().on_read(at, after, slice, &hub.metrics, now());
         }
         Task::Fill => {
-            let entries = read_all(&*hub.engine, local).await?;
-            local.lock().on_filled(entries);
+            let entries = read_all(&**engine, local, at).await?;
+            local.lock().on_filled(at, entries, now());
         }
         Task::Leave => {
-            hub.engine.unsubscribe(&channel).await;
-            let mut channels = hub.channels.lock();
-            let mut locked = local.lock();
-            locked.on_left();
-            // Somebody may have come meanwhile.
-            if locked.is_forgotten(now()) {
-                locked.removed = true;
-                channels.remove(&channel);
-                return Ok(Ran::Removed);
-            }
+            engine.unsubscribe(&channel).await;
+            local.lock().on_left(at);
         }
     }
-    Ok(Ran::Answered)
+    Ok(())
 }
 
 /// Everything that the engine has of a channel, up to what is here of it.
-async fn read_all(engine: &dyn Engine, local: &Mutex<Local>) -> Result<Vec<Entry>, EngineError> {
+async fn read_all(engine: &dyn Engine, local: &Mutex<Local>, at: usize) -> Result<Vec<Entry>, EngineError> {
     let (channel, ends) = {
         let locked = local.lock();
-        (locked.name.clone(), locked.fill_ends())
+        (locked.name.clone(), locked.log(at).and_then(|of| of.log.fill_ends()))
     };
     let end = match ends {
         Some((to, true)) => return engine.read_back(&channel, &to).await,

@@ -67,7 +67,8 @@ impl Bed {
 
     async fn resuming(limits: Limits, answer: Reply, resume: Option<resume::Settings>) -> Self {
         let engine = Arc::new(MemoryEngine::new(Region::new("eu").unwrap(), Settings::default()).unwrap());
-        let hub = Hub::start(engine.clone(), SinkLimit::default(), crate::metrics::Metrics::new().backplane("eu"));
+        let hub =
+            Hub::start(vec![engine.clone()], SinkLimit::default(), crate::metrics::Metrics::new().backplane(&["eu"]));
         let (sender, questions) = mpsc::channel(16);
         let mut bed = Self { engine, questions, tunnel: None };
         let backend = Arc::new(Fake(sender));
@@ -405,7 +406,7 @@ async fn a_link_that_fails_or_leads_nowhere_closes_the_client() {
 async fn a_client_that_keeps_its_place_is_told_it_and_goes_on_from_it() {
     let settings = resume::Settings {
         connection: "c1".to_owned(),
-        region: Region::new("eu").unwrap(),
+        regions: [Region::new("eu").unwrap()].into(),
         ping: None,
         max_message_bytes: None,
     };

@@ -22,8 +22,11 @@ const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 /// How many subscriptions are made anew with one write.
 const SUBSCRIPTIONS_AT_ONCE: usize = 256;
 
-/// After so many heartbeats without an answer, or that did not come back, a session is lost.
+/// After so many heartbeats without an answer a session is lost.
 const MISSED_HEARTBEATS: u32 = 3;
+
+/// After so many that were answered and did not come back, too.
+const DEAF_HEARTBEATS: u32 = 2;
 
 /// Runs until it is dropped. `wanted` says what the server is to be asked for.
 pub async fn keep(shared: Arc<Shared>, target: Target, mut wanted: watch::Receiver<Partitions>) {
@@ -172,7 +175,7 @@ async fn beat_in(shared: &Arc<Shared>, session: &Session, new: Partitions, all: 
 async fn watch(shared: &Arc<Shared>, session: &Session) -> EngineError {
     let mut ticks = tokio::time::interval(shared.settings.heartbeat);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let deaf_after = shared.settings.heartbeat.saturating_mul(MISSED_HEARTBEATS);
+    let deaf_after = shared.settings.heartbeat.saturating_mul(DEAF_HEARTBEATS);
     let mut missed = 0;
     let mut last_heard = Instant::now();
     loop {
@@ -213,8 +216,7 @@ async fn watch(shared: &Arc<Shared>, session: &Session) -> EngineError {
             let engine_ms = seconds.saturating_mul(1000).saturating_add(micros / 1000);
             shared.beat(engine_ms, asked.elapsed());
         } else if last_heard.elapsed() > deaf_after {
-            // It answers, but what is published does not arrive.
-            return EngineError::TimedOut;
+            return EngineError::Deaf;
         }
     }
 }

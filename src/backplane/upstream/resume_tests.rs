@@ -28,7 +28,7 @@ impl Bed {
         let (backend, io) = tokio::io::duplex(1 << 16);
         let settings = resume::Settings {
             connection: "c1".to_owned(),
-            region: Region::new("eu").unwrap(),
+            regions: [Region::new("eu").unwrap()].into(),
             ping: Some(Duration::from_secs(25)),
             max_message_bytes: Some(1 << 20),
         };

@@ -58,7 +58,8 @@ pub(super) struct Bed {
 impl Bed {
     fn with(preread: &[u8], limit: InboxLimit) -> Self {
         let engine = Arc::new(MemoryEngine::new(Region::new("eu").unwrap(), Settings::default()).unwrap());
-        let hub = Hub::start(engine.clone(), SinkLimit::default(), crate::metrics::Metrics::new().backplane("eu"));
+        let hub =
+            Hub::start(vec![engine.clone()], SinkLimit::default(), crate::metrics::Metrics::new().backplane(&["eu"]));
         let (backend, io) = duplex(1 << 16);
         let tunnel = GripUpstream::new(io, preread.to_vec(), setup(&hub, limit, None));
         Self { engine, hub, backend, tunnel }
