@@ -7,7 +7,7 @@
 // WebSocket /rooms/NAME?user=U     The newest messages of the room, and then what is said in it.
 //   &after=SEQ                     The client has the room's messages up to this number,
 //   &place=1                       and its place in what was published: nothing is read from the database.
-// GET /rooms/NAME/since?after=SEQ  What a gateway asks for a client that may have missed something.
+// GET /rooms/NAME/since?after=SEQ  What a gateway asks for a client that may have missed something; Meta-Had: SEQ is newer.
 //
 // A client sends {"id": UUID, "text": TEXT}, and again until it is answered {"ack": UUID, "seq": N}: then the message is in
 // the database and in the region's log, once. {"had": SEQ}: it has all up to this number. It is sent {"history": [M, …],
@@ -135,7 +135,8 @@ const server = http.createServer(async (request, response) => {
   const [, room, link] = ROOM.exec(pathname) ?? [];
   if (!link) return response.writeHead(pathname === "/" ? 200 : 404).end();
   try {
-    const texts = await catchUp(room, Number(searchParams.get("after")) || 0);
+    const known = [searchParams.get("after"), request.headers["meta-had"]].map((seq) => Number(seq) || 0);
+    const texts = await catchUp(room, Math.max(...known));
     response.setHeader("content-type", "application/websocket-events");
     response.end(texts.map((text) => `TEXT ${Buffer.byteLength(text).toString(16)}\r\n${text}\r\n`).join(""));
   } catch (error) {
@@ -175,7 +176,7 @@ function serve(client, room, asked) {
 
 async function hear(client, room, user, data) {
   const { id, text, had } = JSON.parse(data);
-  if (Number.isSafeInteger(had)) return client.send(subscribe(room, had));
+  if (Number.isSafeInteger(had)) return client.send(`c:${JSON.stringify({ type: "set-meta", name: "had", value: String(had) })}`);
   if (!UUID.test(id) || typeof text !== "string" || text.length > MAX_TEXT) throw new Error("no message of a chat");
   const seq = await say(room, id, user, text);
   client.send(`m:${JSON.stringify({ ack: id, seq })}`);

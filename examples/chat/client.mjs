@@ -99,8 +99,13 @@ export class Chat extends EventTarget {
     });
   }
 
+  /** Sends it now or not at all: what matters is sent again. A connection that is closing throws. */
   send(what) {
-    if (this.socket.readyState === 1) this.socket.send(JSON.stringify(what));
+    try {
+      if (this.socket.readyState === 1) this.socket.send(JSON.stringify(what));
+    } catch (error) {
+      if (error.name !== "InvalidStateError") throw error;
+    }
   }
 
   acknowledged({ ack, seq }) {

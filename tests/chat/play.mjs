@@ -24,6 +24,8 @@ const DEADLINE = 60_000;
 /** What a user waits between two messages, in milliseconds, and how many may wait for an answer. */
 const PAUSE = [200, 600];
 const MAX_UNANSWERED = 100;
+/** Whether the history has the header lines of what clients were sent too: `line`, which no checker reads. */
+const WIRE = Boolean(process.env.CHAOS_WIRE);
 /** Faults of which the next begins at once, of so many. */
 const AT_ONCE_OF = 4;
 
@@ -79,6 +81,7 @@ class Run {
     const user = { name: `${region}-${nth}`, room, region, published: 0, given: 0, since: false };
     this.users.push(user);
     const { name } = user;
+    const note = (entry) => this.record(entry);
     this.record({ e: "user", user: name, room, region });
     /** Counts what is published to the connection that counts, before the library sees it. */
     class Counted extends WebSocket {
@@ -86,7 +89,10 @@ class Run {
         super(...options);
         user.socket = this;
         this.on("message", (data) => {
-          if (user.socket === this && isPublished(Buffer.from(data))) user.published += 1;
+          if (user.socket !== this) return;
+          const line = lineOf(Buffer.from(data));
+          if (line.p && !line.t) user.published += 1;
+          if (WIRE && (line.p || line.t)) note({ e: "line", user: name, line });
         });
       }
     }
@@ -209,13 +215,8 @@ class Run {
   }
 }
 
-/** Whether a message of the subprotocol was published: its line names a position. */
-function isPublished(data) {
-  const line = data.subarray(0, data.indexOf(10)).toString();
-  if (line === "") return false;
-  const { c, p, t } = JSON.parse(line);
-  return c !== undefined && p !== undefined && t === undefined;
-}
+/** The header line of a message of the subprotocol. */
+const lineOf = (data) => JSON.parse(data.subarray(0, data.indexOf(10)).toString() || "{}");
 
 /** What a broken promise is reported by. */
 export const explain = ({ violations, file }, seed) =>
