@@ -4,6 +4,7 @@
 //   wire.port                     connect here instead
 //   wire.shape({ there: … })      milliseconds of delay, jitter on top of it (0 to so many), bytes a second; order is kept
 //   wire.cut("back")              bytes of this way are swallowed, and connections stay open: what a network does that fails
+//   wire.deafen(port)             what comes back is swallowed on the one connection that the far end sees from this port
 //   wire.hold("both")             nothing passes, and nothing is lost: what TCP makes of a short outage
 //   wire.refuse()                 new connections are reset
 //   wire.reset()                  all connections are reset, now
@@ -59,6 +60,13 @@ class Link {
     }
   }
 
+  deafen(port) {
+    const pair = [...this.pairs].find(({ far }) => far?.localPort === port);
+    if (!pair) throw new Error(`no connection comes from port ${port}`);
+    pair.back.deaf = true;
+    pair.back.lose();
+  }
+
   hold(ways) {
     for (const name of WAYS[ways]) this.ways[name].held = true;
   }
@@ -109,6 +117,7 @@ class Link {
     const far = nowhere ? undefined : connect({ port: this.target, host: "127.0.0.1", allowHalfOpen: true, noDelay: true });
     far?.on("error", () => {});
     const pair = {
+      far,
       there: new Stream(this, this.ways.there, near, far),
       back: new Stream(this, this.ways.back, far, near),
       reset: () => {
@@ -152,7 +161,7 @@ class Stream {
 
   take(piece) {
     if (this.to?.destroyed) return;
-    if (this.state.cut || !this.to) return void (this.lost = true);
+    if (this.state.cut || this.deaf || !this.to) return void (this.lost = true);
     const { delay, jitter, rate } = this.state.shape;
     const now = performance.now();
     const bytes = piece.chunk?.length ?? 0;

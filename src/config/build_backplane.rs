@@ -177,6 +177,7 @@ fn publish(raw: &RawPublish, base: &KeyPath, report: &mut Report<'_>) -> Option<
 #[cfg(test)]
 mod tests {
     use crate::backplane::engine::Channel;
+    use crate::backplane::position::Region;
     use crate::backplane::redis::{Credentials, Servers};
     use crate::config::{BackplaneMode, CompressionMode, EngineKind, Loaded, Text, parse};
 

@@ -8,6 +8,7 @@ import assert from "node:assert/strict";
 import { setTimeout as sleep } from "node:timers/promises";
 import WebSocket from "ws";
 import { eventually } from "../support.mjs";
+import { REGION_CASES } from "./region_cases.mjs";
 import { Redis } from "./servers.mjs";
 
 const BOTH = ["memory", "redis"];
@@ -326,4 +327,5 @@ export const CASES = [
       }
     },
   },
+  ...REGION_CASES,
 ];

@@ -12,8 +12,10 @@
 //   leave    session                                               the user goes
 //   connect  session, conn, via                                    a connection of it
 //   resume   session, conn, channel, cursor: mid | null            from where on it wants a channel
-//   deliver  session, conn, channel, mid, n                        what came; `n` is its number in the log, where known
-//   gap      session, conn, channel                                it was told that items may be missing
+//   deliver  session, conn, channel, mid, n, region, position      what came; of its place in the log what is known
+//   gap      session, conn, channel, region                        it was told that items may be missing, of one region
+//   sub      session, conn, channel, region, state                 a subscription is in force, in a region's log
+//   owed                                                           all sessions are owed what is published in any region
 //   close    session, conn, code                                   the connection's end
 //   fault    name, phase: begin | end, loses, sessions             see `Faults`
 //   stall, unstall   session                                       a slow client stops reading, and goes on
@@ -21,7 +23,8 @@
 //   ask, reply, cut  conn, id                                      a connection of a rule without a backplane
 //   settled                                                        all faults are over, and what was to come has come
 //
-// Order is by real time alone: of two items, one is before the other if it was acknowledged before the other was first
+// Where regions are named, order is by the numbers of each region's log, and what is of no region's log is in no order. Else
+// order is by real time alone: of two items, one is before the other if it was acknowledged before the other was first
 // asked for. Whatever the engine does with items that overlap is right, as long as all sessions see it alike.
 
 import { readFileSync } from "node:fs";
@@ -52,6 +55,7 @@ export function check(records) {
   const run = records[0]?.e === "run" ? records[0] : (broken("form", "the first line is no run"), { dedupe_ms: Infinity });
   const settled = records.findIndex(({ e }) => e === "settled");
   if (settled < 0) broken("form", "the run did not settle");
+  const owed = records.findIndex(({ e }) => e === "owed");
   const items = publications(records, broken);
   const faults = new Faults(records);
   const sessions = journeys(records, items, broken);
@@ -71,11 +75,12 @@ export function check(records) {
       const context = { session, channel, events, items, faults, run, counts, broken };
       unrepeated(context);
       ordered(context);
-      whole({ ...context, published: byChannel.get(channel) ?? [], settled });
+      whole({ ...context, published: byChannel.get(channel) ?? [], settled, owed });
     }
   }
   // Where items were lost, one may stand in two lives of a log at two places.
-  if (!faults.all.some(({ loses }) => loses !== "nothing")) agreed(sessions, broken);
+  if (owed >= 0) placed(sessions, broken);
+  else if (!faults.all.some(({ loses }) => loses !== "nothing")) agreed(sessions, broken);
   bounded(records, broken);
   undelayed(records, items, sessions, counts, broken);
   untouched(records, broken);
@@ -116,9 +121,9 @@ function journeys(records, items, broken) {
       const events = sessions.get(record.session)?.channels.get(record.channel);
       const item = record.e === "deliver" ? items.get(`${record.channel} ${record.mid}`) : undefined;
       if (!events) broken("I1", `${record.session} has not asked for ${record.channel}`);
-      else if (record.e === "gap") events.push({ gap: true, at });
+      else if (record.e === "gap") events.push({ gap: true, at, region: record.region });
       else if (!item || item.asked > at) broken("I1", `${record.session} got ${record.mid} of ${record.channel}, which nobody published`);
-      else events.push({ item, at, t: record.t, n: record.n });
+      else events.push({ item, at, t: record.t, n: record.n, region: record.region, position: record.position });
     }
   });
   return sessions;
@@ -126,7 +131,8 @@ function journeys(records, items, broken) {
 
 /**
  * The faults, and what each explains. `loses`: `nothing`; `all`: whatever was acknowledged before a gap is told;
- * `suffix`: what was acknowledged since the fault began. `sessions` are those that it concerns, or all.
+ * `suffix`: what was acknowledged since the fault began. `sessions` are those that it concerns, or all; `region` the one
+ * whose log it is, or all.
  */
 class Faults {
   constructor(records) {
@@ -142,27 +148,27 @@ class Faults {
     return this.all.filter(({ loses, sessions }) => loses !== "nothing" && (!sessions || sessions.includes(session)));
   }
 
-  explainsGap(session, at) {
-    return this.of(session).some(({ begin }) => begin < at);
+  explainsGap(session, { at, region }) {
+    return this.of(session).some((fault) => fault.begin < at && (fault.region === undefined || fault.region === region));
   }
 
   /** Whether a gap at this place may swallow the item. */
-  explainsLoss(session, item, gapAt) {
-    return this.of(session).some(({ begin, loses }) => begin < gapAt && (loses === "all" || item.acked > begin));
+  explainsLoss(session, item, gap) {
+    return this.explainsGap(session, gap)
+      && this.of(session).some(({ begin, loses }) => begin < gap.at && (loses === "all" || item.acked > begin));
   }
-
-  /** The fault whose lost suffix the item was in, if those who saw nothing of it are not told. */
 }
 
 /** I2, I6, I8: each item once. After a gap that a loss explains, what was lost may be stored again. */
 function unrepeated({ session, channel, events, faults, run, counts, broken }) {
   const seen = new Map();
-  let gap = -1;
+  let gap = { at: -1 };
   for (const event of events) {
     if (event.gap) {
-      gap = event.at;
+      gap = event;
       counts.gaps += 1;
-      if (!faults.explainsGap(session.name, event.at)) broken("I7", `${session.name} was told of a gap in ${channel}`);
+      const where = event.region === undefined ? "" : ` of ${event.region}`;
+      if (!faults.explainsGap(session.name, event)) broken("I7", `${session.name} was told of a gap${where} in ${channel}`);
       continue;
     }
     counts.delivered += 1;
@@ -170,7 +176,7 @@ function unrepeated({ session, channel, events, faults, run, counts, broken }) {
     const before = seen.get(item);
     seen.set(item, event.at);
     if (before === undefined) continue;
-    if (gap > before && faults.explainsGap(session.name, gap)) {
+    if (gap.at > before && faults.explainsGap(session.name, gap)) {
       counts.again += 1;
     } else if (item.lastT - item.askedT <= run.dedupe_ms) {
       counts.duplicated += 1;
@@ -182,6 +188,7 @@ function unrepeated({ session, channel, events, faults, run, counts, broken }) {
 
 /** I3 within a session: nothing comes behind what was asked for only after it was acknowledged. */
 function ordered({ session, channel, events, broken }) {
+  if (events.some(({ region }) => region !== undefined)) return orderedByRegion({ session, channel, events, broken });
   const seen = new Set();
   let latest, number;
   for (const event of events) {
@@ -198,8 +205,21 @@ function ordered({ session, channel, events, broken }) {
   }
 }
 
+/** The same where each region has a log of its own: numbers grow, but behind a gap. */
+function orderedByRegion({ session, channel, events, broken }) {
+  const numbers = new Map();
+  for (const { gap, region, n, item } of events) {
+    if (gap) {
+      numbers.delete(region);
+    } else {
+      if (n <= numbers.get(region)) broken("I3", `${session.name} got ${item.mid} of ${channel}, number ${n} of ${region}, behind ${numbers.get(region)}`);
+      numbers.set(region, n);
+    }
+  }
+}
+
 /** I4, I5, I7: what was acknowledged since the session's first item came, or a gap that a fault explains covers it. */
-function whole({ session, channel, events, published, settled, faults, counts, broken }) {
+function whole({ session, channel, events, published, settled, owed, faults, counts, broken }) {
   const first = events.find(({ gap }) => !gap);
   if (!first) return broken("form", `${session.name} never got anything of ${channel}`);
   const got = new Set(events.map(({ item }) => item));
@@ -207,13 +227,17 @@ function whole({ session, channel, events, published, settled, faults, counts, b
   for (const item of published) {
     if (item.acked === undefined || got.has(item)) continue;
     // Before its subscription was in force for certain, or as it left.
-    if (item.asked < first.at || item.acked > until) continue;
-    const behind = events.findIndex((event) => !event.gap && event.item.asked > item.acked);
-    const before = events.findLastIndex((event) => !event.gap && event.item.acked < item.asked);
+    if (item.asked < Math.max(first.at, owed) || item.acked > until) continue;
+    // In one log what is around the item says where it would have been; of several, only when.
+    const inOneLog = first.region === undefined;
+    const behind = inOneLog ? events.findIndex((event) => !event.gap && event.item.asked > item.acked) : -1;
+    const before = inOneLog
+      ? events.findLastIndex((event) => !event.gap && event.item.acked < item.asked)
+      : events.findIndex(({ at }) => at > item.asked) - 1;
     const gaps = events.slice(before + 1, behind < 0 ? undefined : behind).filter(({ gap }) => gap);
     // One that leaves while it waits is owed nothing more.
     if (gaps.length === 0 && session.left < Infinity && behind < 0) continue;
-    if (gaps.some(({ at }) => faults.explainsLoss(session.name, item, at))) {
+    if (gaps.some((gap) => faults.explainsLoss(session.name, item, gap))) {
       counts.lost += 1;
     } else if (gaps.length > 0) {
       broken("I7", `a gap hides ${item.mid} of ${channel} from ${session.name}, which no fault lost`);
@@ -253,6 +277,21 @@ function agreed(sessions, broken) {
   if (placed < next.size) {
     const [item] = [...waiting].find(([, count]) => count > 0);
     broken("I3", `sessions saw the items about ${item.mid} of ${item.channel} in different orders`);
+  }
+}
+
+/** The same by positions: at each there is one item, whoever got it. */
+function placed(sessions, broken) {
+  const at = new Map();
+  for (const { channels } of sessions.values()) {
+    for (const [channel, events] of channels) {
+      for (const { gap, item, position } of events) {
+        if (gap) continue;
+        const place = `${channel} ${position}`;
+        if (!at.has(place)) at.set(place, item);
+        else if (at.get(place) !== item) broken("I3", `${place} is ${at.get(place).mid} and ${item.mid}`);
+      }
+    }
   }
 }
 

@@ -3,6 +3,7 @@
 import { mkdir, readFile, rm, writeFile } from "node:fs/promises";
 import { fileURLToPath } from "node:url";
 import { INVARIANTS, check, parse } from "./checker.mjs";
+import { RegionWorld } from "./regions.mjs";
 import { World } from "./world.mjs";
 
 const FOLDER = fileURLToPath(new URL("../../target/faults/", import.meta.url));
@@ -24,7 +25,8 @@ export function endWithMe() {
 
 /** Answers `{ counts, violations, file }`. */
 export async function play({ fault, engine, seed, long }) {
-  const world = await World.start({ ...fault.options, engine, seed, title: fault.name }).catch((error) => {
+  const kind = engine === "regions" ? RegionWorld : World;
+  const world = await kind.start({ ...fault.options, engine, seed, title: fault.name }).catch((error) => {
     throw new Error(`${fault.name}, ${engine}, seed ${seed}: ${error.message}`, { cause: error });
   });
   worlds.add(world);

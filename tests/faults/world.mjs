@@ -28,13 +28,15 @@ export function randomness(seed) {
  */
 export const byApplication = {
   open: (base, places, options) => new WebSocket(`${base}/s?ask=${encodeURIComponent(JSON.stringify([...places]))}`, options),
-  read(text) {
+  read(text, places) {
     const { gap, channel, mid } = JSON.parse(text);
-    return gap === undefined ? { e: "deliver", channel, mid } : { e: "gap", channel: gap };
+    if (gap !== undefined) return { e: "gap", channel: gap };
+    places.set(channel, mid);
+    return { e: "deliver", channel, mid };
   },
 };
 
-const configuration = (port, engine, { window, rule }) => `
+export const configuration = (port, engine, { window, rule }) => `
 version: 1
 listeners: [{ name: public, bind: "127.0.0.1:0" }]
 admin: { bind: "127.0.0.1:0" }
@@ -55,7 +57,7 @@ export class World {
    * many there are, each of two channels but for those of `extra`, which have `{ name, channels, group, gate }`.
    */
   static async start(options) {
-    const world = new World();
+    const world = new this();
     const defaults = { sessions: 12, channels: ["a", "b", "c"], pause: [4, 16], redisArgs: [], extra: [], window: 5_000, rule: "", way: byApplication };
     Object.assign(world, { ...defaults, ...options }, { records: [], runners: [], live: [], plain: [], ops: 0, conns: 0, underway: 0, unanswered: new Set() });
     world.random = randomness(world.seed);
@@ -84,9 +86,9 @@ export class World {
     for (let at = 0; at < (this.engine === "redis" ? 2 : 1); at += 1) this.gates.push(await this.gate());
     for (let at = 0; at < this.sessions; at += 1) {
       const channels = this.channels.filter((_, nth) => nth !== at % this.channels.length || this.channels.length === 1);
-      this.live.push(new Session(this, { name: `s${at}`, channels, group: "fast", gate: at, deflate: at % 4 === 3 }));
+      this.begin({ name: `s${at}`, channels, group: "fast", gate: at, deflate: at % 4 === 3 });
     }
-    for (const extra of this.extra) this.live.push(new Session(this, extra));
+    for (const extra of this.extra) this.begin(extra);
     await this.primed();
   }
 
@@ -108,6 +110,11 @@ export class World {
       });
     }
     return { ...gate, kill, port: Number(address.split(":").at(-1)), agent: new http.Agent({ keepAlive: true }) };
+  }
+
+  /** A session begins. */
+  begin(session) {
+    this.live.push(new Session(this, session));
   }
 
   record(entry) {
@@ -143,7 +150,7 @@ export class World {
 
   /** Publishes until it is acknowledged, by one gateway and the other. */
   async insist(channel, mid, padding = 0, tries = 400) {
-    for (let at = this.random.between(0, 1); at < tries; at += 1) {
+    for (let at = this.random.between(0, this.gates.length - 1), end = at + tries; at < end; at += 1) {
       if ((await this.publish(channel, mid, at, padding)) === "ok") return true;
       await sleep(50);
     }
@@ -233,14 +240,20 @@ export class World {
     return false;
   }
 
+  /** Publishes the last of each channel, and answers what these are: behind them nothing is to come any more. */
+  async publishEnds(channels) {
+    await Promise.all([...channels].map((channel) => this.insist(channel, "end")));
+    return ["end"];
+  }
+
   /** Ends the traffic, lets everything come that is to come, and closes the history. */
   async settle() {
     this.running = false;
     await Promise.all(this.runners);
     await this.primed("last");
     const channels = new Set(this.live.flatMap((session) => session.channels));
-    await Promise.all([...channels].map((channel) => this.insist(channel, "end")));
-    const waiting = () => this.live.some(({ channels, places }) => channels.some((channel) => places.get(channel) !== "end"));
+    const ends = await this.publishEnds(channels);
+    const waiting = () => this.live.some((session) => session.channels.some((channel) => ends.some((end) => !session.ends.has(`${channel} ${end}`))));
     this.closing = true;
     const asked = () => this.records.filter(({ e }) => e === "ask").length - this.records.filter(({ e }) => e === "reply").length;
     const end = Date.now() + DEADLINE;
@@ -274,6 +287,7 @@ export class Session {
   constructor(world, { name, channels, group, gate, deflate = false }) {
     Object.assign(this, { deflate, world, name, channels, group, at: gate ?? 0, got: [], codes: [], away: false, ended: false });
     this.places = new Map(channels.map((channel) => [channel, null]));
+    this.ends = new Set();
     world.record({ e: "session", session: name, channels, group });
     this.connect();
   }
@@ -286,15 +300,18 @@ export class Session {
     const socket = world.way.open(world.gates[at].ws, this.places, { perMessageDeflate: this.deflate });
     this.socket = socket;
     world.record({ e: "connect", session, conn, via: at });
-    for (const [channel, cursor] of this.places) world.record({ e: "resume", session, conn, channel, cursor });
+    for (const [channel, cursor] of this.places) {
+      world.record({ e: "resume", session, conn, channel, cursor: cursor instanceof Map ? [...cursor.values()].join(" ") : cursor });
+    }
     socket.on("message", (data) => {
       // What was underway when the session went to another connection is not lost: it asks for it again.
       if (this.socket !== socket || world.over) return;
-      const entry = world.way.read(String(data));
+      const entry = world.way.read(String(data), this.places);
+      if (!entry) return;
       world.record({ ...entry, session, conn });
       if (entry.e === "deliver") {
-        this.places.set(entry.channel, entry.mid);
         this.got.push([entry.channel, entry.mid]);
+        if (entry.mid.startsWith("end")) this.ends.add(`${entry.channel} ${entry.mid}`);
       }
     });
     socket.on("error", () => {});

@@ -477,6 +477,7 @@ impl Shared {
                 let Ok(name) = std::str::from_utf8(&name) else { return };
                 if link.beats_in.lock().is_some_and(|in_it| name == keys::heartbeat(in_it, self.node)) {
                     *link.heard.lock() = Some(Instant::now());
+                    link.beat.notify_waiters();
                     return;
                 }
                 // A connection may outlive its session for as long as an answer is waited for, and then speak for a

@@ -62,6 +62,8 @@ pub struct Link {
     pub lost: Notify,
     /// When a heartbeat last came back.
     pub heard: Mutex<Option<Instant>>,
+    /// Wakes who waits for one.
+    pub beat: Notify,
     /// The partition that heartbeats are sent in: one that the server has.
     pub beats_in: Mutex<Option<Partition>>,
     /// Partitions that the server said it has not any more.

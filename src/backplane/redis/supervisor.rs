@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 
 use super::super::engine::EngineError;
+use super::keys::Partition;
 use super::routes::Partitions;
 use super::session::{Link, Session, Target};
 use super::settings::Servers;
@@ -112,7 +113,9 @@ async fn take_over(
     new: Partitions,
     all: Partitions,
 ) -> Result<(), EngineError> {
-    beat_in(shared, session, new, all).await?;
+    if let Some(partition) = beat_in(shared, session, new, all).await? {
+        hear(shared, session, partition).await?;
+    }
     if new.is_empty() {
         return Ok(());
     }
@@ -151,24 +154,57 @@ async fn take_over(
     Ok(())
 }
 
-/// Has heartbeats sent in a partition that the server has, and listens for them.
-async fn beat_in(shared: &Arc<Shared>, session: &Session, new: Partitions, all: Partitions) -> Result<(), EngineError> {
+/// Has heartbeats sent in a partition that the server has, and listens for them. Answers in which, where that is another
+/// than before.
+async fn beat_in(
+    shared: &Arc<Shared>,
+    session: &Session,
+    new: Partitions,
+    all: Partitions,
+) -> Result<Option<Partition>, EngineError> {
     let now = *session.link.beats_in.lock();
     if now.is_some_and(|partition| all.contains(partition) && !new.contains(partition)) {
-        return Ok(());
+        return Ok(None);
     }
     let chosen = all.iter().next();
     if let Some(partition) = chosen {
         let names = [keys::heartbeat(partition, shared.node)];
         match shared.within(session, partition, session.subscribe(&names)).await {
             Ok(()) => {}
-            Err(None) => return Err(EngineError::TimedOut),
+            // The answer takes the way that pushes take.
+            Err(None) => return Err(deaf_or_gone(shared, session, partition).await),
             Err(Some(error)) if wire::is_elsewhere(&wire::error(&error)) => {}
             Err(Some(error)) => return Err(wire::error(&error)),
         }
     }
     *session.link.beats_in.lock() = chosen;
-    Ok(())
+    Ok(chosen)
+}
+
+/// Waits until a heartbeat has come back: nothing is asked of a server that does not push.
+async fn hear(shared: &Arc<Shared>, session: &Session, partition: Partition) -> Result<(), EngineError> {
+    let heard = session.link.beat.notified();
+    let mut beat = redis::cmd(session.publish_command());
+    beat.arg(keys::heartbeat(partition, shared.node)).arg("");
+    let mut commands = session.commands.clone();
+    match shared.within(session, partition, beat.query_async::<Value>(&mut commands)).await {
+        Ok(_) => {}
+        Err(None) => return Err(EngineError::TimedOut),
+        // The partition has moved on meanwhile; the next that is taken over is heard.
+        Err(Some(error)) if wire::is_elsewhere(&wire::error(&error)) => return Ok(()),
+        Err(Some(error)) => return Err(wire::error(&error)),
+    }
+    tokio::time::timeout(shared.settings.timeout, heard).await.map_err(|_| EngineError::Deaf)
+}
+
+/// What a server is that has not answered where it pushes.
+async fn deaf_or_gone(shared: &Arc<Shared>, session: &Session, partition: Partition) -> EngineError {
+    let mut commands = session.commands.clone();
+    let ping = redis::cmd("PING");
+    match shared.within(session, partition, ping.query_async::<Value>(&mut commands)).await {
+        Ok(_) => EngineError::Deaf,
+        Err(_) => EngineError::TimedOut,
+    }
 }
 
 /// Asks for the engine's time, and sends a message that has to come back by way of Pub/Sub, until either does not.
