@@ -66,7 +66,7 @@ was told of a gap. *By the library, by the client*: what came again, and the fir
 | dropped as duplicates by the client: published again, or in a history too | ${counts.client_dropped} |
 | broken promises | ${violations.length} |
 
-From saying to showing, in the ${messages.quiet} s before and after the faults:
+From saying to showing, in ${messages.quiet} s before the faults, and ${messages.quiet} s after them, which begin ${messages.rest} s after every gateway could read every region:
 
 | | messages x users | p50 | p99 |
 | --- | ---: | ---: | ---: |

@@ -13,7 +13,7 @@ test("what was acknowledged is shown once to everyone, though a region goes dark
   const only = ["region dark", "region without power"];
   let world;
   process.once("exit", () => world?.killAll());
-  const result = await play({ seed, seconds: 0, quietSeconds: 1, users: 2, unit: 1_000, only, onWorld: (made) => (world = made) });
+  const result = await play({ seed, seconds: 0, quietSeconds: 1, restSeconds: 0, users: 2, unit: 1_000, only, onWorld: (made) => (world = made) });
   assert.deepEqual(result.violations, [], explain(result, seed));
   const { counts } = result;
   assert.ok(counts.acknowledged > 50 && counts.live > 200 && counts.within_count > 0 && counts.across_count > 0, JSON.stringify(counts));

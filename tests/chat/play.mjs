@@ -35,10 +35,13 @@ const SHIPPED = { PUBLIC: addresses(8080), ADMIN: addresses(9901), PUBLISH: addr
 
 /**
  * Answers `{ counts, violations, file, faults, … }`. `seconds` is how long faults happen, each once at least; `only` names
- * those that do, all by default; `unit` is a time in milliseconds that their lengths are made of. `onWorld` is given the
- * processes, to end them when this one is ended.
+ * those that do, all by default; `unit` is a time in milliseconds that their lengths are made of. `quietSeconds` are
+ * measured before them and after them, then with `restSeconds` between. `onWorld` is given the processes, to end them when
+ * this one is ended; `onFault` a line for each fault.
  */
-export async function play({ seed, seconds, quietSeconds = 5, users = 4, unit = 1_500, only, onWorld = () => {}, onFault = () => {} }) {
+export async function play({
+  seed, seconds, quietSeconds = 5, restSeconds = 5, users = 4, unit = 1_500, only, onWorld = () => {}, onFault = () => {},
+}) {
   const run = new Run({ seed, quietMs: quietSeconds * 1_000, unit, onFault });
   const configurations = Object.fromEntries(await Promise.all(
     REGIONS.map(async (name) => [name, await readFile(here(`../../examples/chat/${name}.yaml`), "utf8")])));
@@ -48,10 +51,10 @@ export async function play({ seed, seconds, quietSeconds = 5, users = 4, unit = 
     for (const region of REGIONS) for (let nth = 0; nth < users; nth += 1) run.add(region, ROOMS[nth % ROOMS.length], nth);
     await run.until("everybody is in", () => run.users.filter(({ since }) => !since).map(({ name }) => name));
     run.talk();
-    await run.quiet();
+    await run.quiet(1_000);
     await run.faults(FAULTS.filter(({ name }) => !only || only.includes(name)), performance.now() + seconds * 1_000);
     await run.until("everybody is home", () => run.users.filter(({ chat }) => !chat.isHome).map(({ name }) => name));
-    await run.quiet();
+    await run.quiet(restSeconds * 1_000);
     await run.settle();
   } catch (error) {
     throw new Error(`seed ${seed}: ${error.message} (${await run.write()}) ${run.world.complaints.slice(-3).join("")}`, { cause: error });
@@ -60,7 +63,7 @@ export async function play({ seed, seconds, quietSeconds = 5, users = 4, unit = 
     await run.world.stop();
   }
   const file = await run.write();
-  const messages = { rooms: ROOMS.length, quiet: quietSeconds };
+  const messages = { rooms: ROOMS.length, quiet: quietSeconds, rest: restSeconds };
   return { ...check(parse(await readFile(file, "utf8"))), file, faults: run.played, users: run.users.length, messages };
 }
 
@@ -136,9 +139,10 @@ class Run {
     }
   }
 
-  async quiet() {
-    // What was under way has come.
-    await sleep(1_000);
+  /** Time in which nothing fails, and nothing is left of what has: a log that was cut off is tried again after 4 s at most. */
+  async quiet(after) {
+    await this.until("every gateway reads every region", () => this.world.unread());
+    await sleep(after);
     this.record({ e: "phase", quiet: true });
     await sleep(this.quietMs);
     this.record({ e: "phase", quiet: false });

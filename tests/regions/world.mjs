@@ -11,7 +11,7 @@
 // What is here can be used by any test that wants regions: give it configurations with addresses of its own.
 
 import { spawn } from "node:child_process";
-import { gateway, firstLine } from "../support.mjs";
+import { firstLine, gateway, total } from "../support.mjs";
 import { Redis } from "../faults/servers.mjs";
 import { link } from "../links.mjs";
 import { Postgres } from "./postgres.mjs";
@@ -145,6 +145,12 @@ export class Regions {
       throw new Error(`${error.message}: ${this.complaints.join("")}`);
     }));
     this.links.app[name].to(listening);
+  }
+
+  /** The regions whose gateways do not reach the engines of all regions. */
+  async unread() {
+    const up = await Promise.all(this.names.map(async (name) => total(await this.gates[name].metrics(), "sluicegate_region_up")));
+    return this.names.filter((_, at) => up[at] < this.names.length);
   }
 
   /** Ends a gateway and waits until it has ended. SIGTERM drains it. */
