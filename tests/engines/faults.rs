@@ -103,6 +103,32 @@ async fn a_server_that_comes_back_empty_is_a_gap_and_another_lineage() {
 }
 
 #[tokio::test]
+async fn a_channel_that_never_had_an_entry_is_known_to_be_empty_as_long_as_the_store_lives() {
+    let mut server = Server::start(&["--appendonly", "yes", "--appendfsync", "always"]);
+    let engine = engine_of(&server).await;
+    let mut reader = Reader::subscribe(&engine, "quiet", SinkLimit::default()).await;
+    let before = reader.last.clone();
+    assert!(before.is_origin());
+    server.restart();
+    let first = insist(&engine, "other", "m1").await;
+    assert_eq!(recovery(&engine, "quiet", &before).await, Recovery::Live, "another process has the same store");
+    // Who was there before is given what is published now, without a gap.
+    let now = insist(&engine, "quiet", "m2").await;
+    reader.until("m2").await;
+    assert!(now.epoch.is_of(&before.epoch) && !now.epoch.is_of(&first.epoch));
+    assert_eq!(recovery(&engine, "quiet", &before).await, Recovery::Replay { from: 1, to: 1 });
+    server.kill();
+    server.forget();
+    server.restart();
+    insist(&engine, "other", "m3").await;
+    assert_eq!(
+        recovery(&engine, "quiet", &before).await,
+        Recovery::Gap(Why::Lineage),
+        "entries may have come and gone"
+    );
+}
+
+#[tokio::test]
 async fn a_server_that_hangs_times_out_and_stores_once() {
     let server = Server::start(&[]);
     let settings = Settings {

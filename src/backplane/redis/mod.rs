@@ -342,10 +342,11 @@ impl Shared {
             .key(keys::stream(channel))
             .key(keys::log(channel))
             .key(keys::dedupe(channel, &item.id))
+            .key(keys::life(channel))
             .arg(&item.payload[..])
             .arg(item.id.as_str())
             .arg(session.lineage.as_str())
-            .arg(format!("{:08x}", rand::random::<u32>()))
+            .arg(fresh())
             .arg(settings.retention.max_entries.max(1))
             .arg(settings.retention.max_bytes)
             .arg(millis(settings.retention.max_age))
@@ -374,6 +375,7 @@ impl Shared {
         script
             .key(keys::stream(channel))
             .key(keys::log(channel))
+            .key(keys::life(channel))
             .arg(after.map_or(0, |position| position.n))
             .arg(
                 after
@@ -382,7 +384,8 @@ impl Shared {
                     .unwrap_or_default(),
             )
             .arg(limit.max_entries)
-            .arg(limit.max_bytes);
+            .arg(limit.max_bytes)
+            .arg(fresh());
         let mut reads = session.reads.clone();
         match self.within(session, keys::partition(channel), script.invoke_async(&mut reads)).await {
             Ok(answer) => wire::slice(answer, &self.region, &session.lineage, after),
@@ -551,6 +554,11 @@ impl Shared {
         // Nobody may be listening.
         let _ = self.events.send(event);
     }
+}
+
+/// What tells one life of a log, or of a store, from another.
+fn fresh() -> String {
+    format!("{:08x}", rand::random::<u32>())
 }
 
 fn millis(duration: Duration) -> u64 {

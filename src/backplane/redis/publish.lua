@@ -1,6 +1,7 @@
 -- Appends an item to a channel's log, once for each message id, and tells the subscribers.
 --
--- KEYS: 1 the stream  2 the log's hash  3 the message's dedupe key. All carry one hash tag.
+-- KEYS: 1 the stream  2 the log's hash  3 the message's dedupe key  the last: the life of what is stored. All carry one
+--       hash tag.
 -- ARGV: 1 payload  2 message id  3 this process's lineage  4 a fresh end for an epoch  5 most entries  6 most bytes
 --       7 most milliseconds of an entry  8 of a log without a publication  9 of a message id
 --       10 the channel to tell  11 the command to tell it with
@@ -23,7 +24,12 @@ if not (e and n and b) then
   e, n, b = nil, 0, 0
 end
 if not e or string.sub(e, 1, #ARGV[3]) ~= ARGV[3] then
-  e = ARGV[3] .. ARGV[4]
+  local life = redis.call('GET', KEYS[#KEYS])
+  if not life then
+    life = ARGV[4]
+    redis.call('SET', KEYS[#KEYS], life)
+  end
+  e = ARGV[3] .. ARGV[4] .. life
 end
 local size = #ARGV[1] + #ARGV[2]
 local n_text = string.format('%.0f', n + 1)

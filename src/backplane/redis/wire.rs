@@ -100,9 +100,11 @@ pub fn slice(answer: Value, region: &Region, lineage: &Epoch, after: Option<&Pos
     let Ok([epoch, n, id, first, first_epoch, at, entries]) = <[Value; 7]>::try_from(parts) else {
         return Err(bad());
     };
-    if [&epoch, &n, &id].iter().any(|part| matches!(part, Value::Nil)) {
-        let top = Position::origin(region.clone(), lineage.clone());
-        let log = Log { top: 0, first: 1, first_epoch: lineage.clone() };
+    if [&n, &id].iter().any(|part| matches!(part, Value::Nil)) {
+        // That nothing was ever in it holds as long as what is stored lives, whoever answers for it.
+        let life = text(&epoch).and_then(|life| Epoch::new(life).ok()).unwrap_or_else(|| lineage.clone());
+        let top = Position::origin(region.clone(), life.clone());
+        let log = Log { top: 0, first: 1, first_epoch: life };
         return Ok(Slice { entries: Vec::new(), log, top, at: None });
     }
     let top = position(region, &epoch, &n, &id).ok_or_else(bad)?;
