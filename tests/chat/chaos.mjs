@@ -27,6 +27,8 @@ for (const signal of ["SIGINT", "SIGTERM"]) {
     process.exit(130);
   });
 }
+// An error that nobody caught ends this too.
+process.on("exit", () => world?.killAll());
 
 const result = await play({ seed, seconds, onWorld: (made) => (world = made), onFault: (text) => console.error(text) }).catch(async (error) => {
   // The end comes from there.

@@ -12,7 +12,7 @@ const seed = Number(process.env.CHAOS_SEED ?? Date.now() % 1_000_000);
 test("what was acknowledged is shown once to everyone, though a region goes dark", async () => {
   const only = ["region dark", "region without power"];
   let world;
-  process.once("exit", () => world?.killAll());
+  process.on("exit", () => world?.killAll());
   const result = await play({ seed, seconds: 0, quietSeconds: 1, restSeconds: 0, users: 2, unit: 1_000, only, onWorld: (made) => (world = made) });
   assert.deepEqual(result.violations, [], explain(result, seed));
   const { counts } = result;
