@@ -1,7 +1,7 @@
 //! The fan-out backplane's engines: logs of channels that every node of a region shares, read by position.
 //!
 //! [`position`] and [`recover`] are pure: what a reader's place in a log is, and what can be proven of it later.
-//! [`engine`] is the contract that an engine keeps; [`memory`] and [`redis`] keep it, and `tests/engines` holds every
+//! [`engine`] is the contract that an engine keeps; [`memory`], [`redis`] and [`nats`] keep it, and `tests/engines` holds every
 //! engine to the same cases.
 #![cfg_attr(
     not(test),
@@ -22,6 +22,7 @@ pub mod hold;
 pub mod hub;
 pub mod link;
 pub mod memory;
+pub mod nats;
 pub mod over_http;
 pub mod position;
 pub mod recover;
@@ -32,4 +33,5 @@ pub mod resume;
 mod said;
 pub mod sink;
 pub mod subscriber;
+mod subscriptions;
 pub mod upstream;

@@ -11,7 +11,7 @@ use super::model::{Backplane, EngineKind, GripSignature, Publish};
 use super::ranges;
 use super::raw_backplane::{RawBackplane, RawEngine, RawHistory, RawPublish};
 use super::units::{Count, Size};
-use super::{build_redis, files};
+use super::{build_nats, build_redis, files};
 use crate::backplane::engine::{DEDUPE_WINDOW, Retention};
 use crate::backplane::position::{MAX_REGIONS, Region};
 use crate::grip::signature::{SigningKey, VerifyingKey};
@@ -127,6 +127,7 @@ fn engine(raw: &RawEngine, base: &KeyPath, report: &mut Report<'_>) -> Option<En
     match raw {
         RawEngine::Name(_) => Some(EngineKind::Memory),
         RawEngine::Redis(raw) => build_redis::build(&raw.redis, &base.key("redis"), report).map(EngineKind::Redis),
+        RawEngine::Nats(raw) => build_nats::build(&raw.nats, &base.key("nats"), report).map(EngineKind::Nats),
     }
 }
 
@@ -270,7 +271,7 @@ rules:
             let loaded = read(&format!("backplane: {{ engine: {{ redis: {redis} }} }}")).expect("sound");
             match loaded.config.backplane.expect("written").engine {
                 EngineKind::Redis(access) => access,
-                EngineKind::Memory => panic!("no Redis"),
+                other => panic!("no Redis: {other:?}"),
             }
         };
         let urls = vec!["rediss://a:26379".to_owned(), "rediss://b:26379".to_owned()];
@@ -285,6 +286,25 @@ rules:
         let access = engine(&format!("{{ cluster: {{ urls: {written} }}, password_file: a.key }}"));
         assert_eq!(access.servers, Servers::Cluster { urls });
         assert_eq!(access.credentials.password.as_deref(), Some("0123456789abcdef"));
+    }
+
+    #[test]
+    fn nats_is_one_server_or_several_of_a_cluster() {
+        let engine = |nats: &str| {
+            let loaded = read(&format!("backplane: {{ engine: {{ nats: {nats} }} }}")).expect("sound");
+            match loaded.config.backplane.expect("written").engine {
+                EngineKind::Nats(access) => (access, loaded.warnings),
+                other => panic!("no NATS: {other:?}"),
+            }
+        };
+        let (access, warnings) = engine("{ url: \"tls://nats.internal:4222\", username: u, password_file: a.key }");
+        assert_eq!((access.urls, access.replicas), (vec!["tls://nats.internal:4222".to_owned()], 1));
+        assert_eq!(access.credentials.username.as_deref(), Some("u"));
+        assert_eq!(access.credentials.password.as_deref(), Some("0123456789abcdef"));
+        let told: Vec<_> = warnings.iter().filter(|warning| warning.path == "backplane.engine").collect();
+        assert!(told.len() == 1 && told[0].message.contains("sync_interval"), "{warnings:?}");
+        let (access, _) = engine("{ urls: [\"nats://a:4222\", \"nats://b:4222\"], replicas: 3 }");
+        assert_eq!((access.urls.len(), access.replicas), (2, 3));
     }
 
     #[test]
@@ -334,6 +354,46 @@ rules:
             (
                 "backplane: { engine: { redis: { url: \"redis://a:1\", shards: [] } } }",
                 "backplane.engine.redis.shards: unknown key",
+            ),
+            (
+                "backplane: { engine: { nast: { url: \"nats://a:1\" } } }",
+                "backplane.engine: a mapping; allowed: memory, or a mapping with redis, or a mapping with nats",
+            ),
+            (
+                "backplane: { engine: { nats: { url: \"localhost\" } } }",
+                "backplane.engine.nats.url: \"localhost\"; allowed: nats://HOST:PORT or tls://HOST:PORT",
+            ),
+            (
+                "backplane: { engine: { nats: { urls: [\"nats://a:1\", \"nats://u:secret@a:1\"] } } }",
+                "backplane.engine.nats.urls[1]: a URL with a user; allowed",
+            ),
+            (
+                "backplane: { engine: { nats: { urls: [\"nats://a:1\", \"tls://a:1\"] } } }",
+                "backplane.engine.nats.urls[1]: \"tls://a:1\"; allowed: a URL that begins as the first does",
+            ),
+            (
+                "backplane: { engine: { nats: { urls: [] } } }",
+                "backplane.engine.nats.urls: a list of 0; allowed: 1 to 64 URLs",
+            ),
+            (
+                "backplane: { engine: { nats: { replicas: 3 } } }",
+                "backplane.engine.nats.url: this key is missing; allowed: one of `url` and `urls`",
+            ),
+            (
+                "backplane: { engine: { nats: { url: \"nats://a:1\", urls: [\"nats://a:1\"] } } }",
+                "backplane.engine.nats.urls: this beside `url`; allowed: only one of `url` and `urls`",
+            ),
+            (
+                "backplane: { engine: { nats: { url: \"nats://a:1\", replicas: 6 } } }",
+                "backplane.engine.nats.replicas: 6; allowed: a number from 1",
+            ),
+            (
+                "backplane: { engine: { nats: { url: \"nats://a:1\", password_file: a.key } } }",
+                "backplane.engine.nats.password_file: \"a.key\"; allowed: a `username` beside it",
+            ),
+            (
+                "backplane: { engine: { nats: { url: \"nats://a:1\" } }, ingest: [{ streams: a, data_field: b }] }",
+                "backplane.ingest: streams of a Redis; allowed: only with",
             ),
             (
                 "backplane: { history: { max_messages: 0 } }",

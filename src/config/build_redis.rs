@@ -41,7 +41,7 @@ pub(super) fn ingest(
     let has_streams = match engine {
         // It has a fault already.
         None => true,
-        Some(EngineKind::Memory) => false,
+        Some(EngineKind::Memory | EngineKind::Nats(_)) => false,
         Some(EngineKind::Redis(access)) => !matches!(access.servers, Servers::Cluster { .. }),
     };
     if !raw.is_empty() && !has_streams {
@@ -155,9 +155,14 @@ fn credentials(
 ) -> Option<Credentials> {
     let username = username.cloned();
     let Some(file) = password_file else { return Some(Credentials { username, password: None }) };
+    password(file, base, report).map(|password| Credentials { username, password: Some(password) })
+}
+
+/// The text of a `password_file`.
+pub(super) fn password(file: &str, base: &KeyPath, report: &mut Report<'_>) -> Option<String> {
     let read = files::read_secret(report.source, file);
     match read.and_then(|secret| String::from_utf8(secret).map_err(|_| "it is not text".to_owned())) {
-        Ok(password) => Some(Credentials { username, password: Some(password) }),
+        Ok(password) => Some(password),
         Err(why) => {
             let allowed = format!("a file that can be read ({why})");
             report.extend(base, Some(Fault::new("password_file", format!("{file:?}"), allowed)));

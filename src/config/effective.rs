@@ -136,6 +136,7 @@ fn place_backplane(backplane: &mut Value, main: &Source) {
     });
     *backplane = over(&defaults, Some(backplane));
     for (at_key, key) in [
+        ("engine.nats", "password_file"),
         ("engine.redis", "password_file"),
         ("engine.redis.sentinel", "password_file"),
         ("publish", "token_file"),

@@ -13,6 +13,7 @@ use bytes::Bytes;
 use super::effective::Effective;
 use crate::backplane::engine::{DEDUPE_WINDOW, Retention};
 use crate::backplane::hub::InboxLimit;
+use crate::backplane::nats;
 use crate::backplane::position::Region;
 use crate::backplane::redis::{Credentials, IngestRule, Servers};
 use crate::grip::signature::{SigningKey, VerifyingKey};
@@ -284,6 +285,19 @@ pub enum EngineKind {
     Memory,
     /// In Redis.
     Redis(RedisAccess),
+    /// In NATS JetStream.
+    Nats(NatsAccess),
+}
+
+/// The servers of a NATS engine, and how they are reached.
+#[derive(Clone)]
+pub struct NatsAccess {
+    /// Servers of one cluster.
+    pub urls: Vec<String>,
+    /// The user and the password there.
+    pub credentials: nats::Credentials,
+    /// How many servers keep the stream.
+    pub replicas: usize,
 }
 
 /// The servers of a Redis engine, and how they are reached.
@@ -302,6 +316,7 @@ impl fmt::Debug for EngineKind {
         match self {
             Self::Memory => f.write_str("Memory"),
             Self::Redis(access) => write!(f, "Redis({:?})", access.servers),
+            Self::Nats(access) => write!(f, "Nats({:?})", access.urls),
         }
     }
 }

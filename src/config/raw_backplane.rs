@@ -43,7 +43,7 @@ pub struct RawBackplane {
     /// that tries again publish twice.
     pub dedupe_window: Option<Span>,
     /// Streams in the engine's Redis that others fill with plain XADD, delivered as channels. Default: none. At most 64;
-    /// not with `engine: memory`, and not in a Cluster.
+    /// only with Redis, and not in a Cluster.
     pub ingest: Vec<RawIngest>,
     /// Where publishers publish. Default: nowhere.
     pub publish: Option<RawPublish>,
@@ -59,6 +59,8 @@ pub enum RawEngine {
     Name(RawEngineName),
     /// In Redis.
     Redis(RawRedisEngine),
+    /// In NATS.
+    Nats(RawNatsEngine),
 }
 
 /// In this process.
@@ -74,6 +76,33 @@ pub enum RawEngineName {
 pub struct RawRedisEngine {
     /// The servers. Required.
     pub redis: RawRedis,
+}
+
+/// In NATS JetStream.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawNatsEngine {
+    /// The servers. Required.
+    pub nats: RawNats,
+}
+
+/// The servers of a NATS engine: exactly one of `url` and `urls`.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+#[schemars(extend("oneOf" = [{ "required": ["url"] }, { "required": ["urls"] }]))]
+pub struct RawNats {
+    /// `nats://HOST:PORT`, or `tls://HOST:PORT` for TLS. Required: this or `urls`, exactly one. No password in it: see
+    /// `password_file`.
+    pub url: Option<String>,
+    /// The same of several servers of one cluster, 1 to 64, of which one at a time is connected to. Default: none.
+    pub urls: Option<Vec<String>>,
+    /// The user. Default: none.
+    pub username: Option<String>,
+    /// A file with the password. Default: none.
+    pub password_file: Option<String>,
+    /// How many servers of a cluster keep the stream, where this gateway makes it. Default 1, 1 to 5; more
+    /// than 1 needs NATS 2.12.
+    pub replicas: Option<Count>,
 }
 
 /// The servers of a Redis engine: exactly one of `url`, `sentinel` and `cluster`.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::backplane::engine::Engine;
 use crate::backplane::memory::{self, MemoryEngine};
+use crate::backplane::nats::{self, NatsEngine};
 use crate::backplane::position::{PositionError, Region};
 use crate::backplane::redis::{self, RedisEngine};
 use crate::config::{Backplane, EngineKind};
@@ -30,6 +31,16 @@ pub fn start(kind: &EngineKind, region: Region, config: &Backplane) -> Result<Ar
                 ..redis::Settings::new(access.servers.clone())
             };
             Arc::new(RedisEngine::start(region, settings))
+        }
+        EngineKind::Nats(access) => {
+            let settings = nats::Settings {
+                credentials: access.credentials.clone(),
+                replicas: access.replicas,
+                retention,
+                dedupe_window,
+                ..nats::Settings::new(access.urls.clone())
+            };
+            Arc::new(NatsEngine::start(region, settings))
         }
     })
 }

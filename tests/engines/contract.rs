@@ -7,12 +7,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use sluicegate::backplane::engine::{Engine, EngineError, ReadLimit, Retention, Stored};
 use sluicegate::backplane::memory::{self, MemoryEngine};
+use sluicegate::backplane::nats::{self, NatsEngine};
 use sluicegate::backplane::position::{EntryId, Place, Position};
 use sluicegate::backplane::recover::{Recovery, ReplayLimit, Why};
 use sluicegate::backplane::redis::{RedisEngine, Servers, Settings};
 use sluicegate::backplane::sink::{Delivery, SinkLimit, sink};
 
 use super::cluster_server::Cluster;
+use super::nats_server::NatsServer;
 use super::reader::Reader;
 use super::server::Server;
 use super::{ALL, Wish, channel, eventually, item, publish, region, try_publish};
@@ -58,6 +60,31 @@ pub async fn connect(servers: Servers, wish: Wish) -> Arc<dyn Engine> {
     Arc::new(engine)
 }
 
+pub async fn over_nats(wish: Wish) -> Made {
+    let server = NatsServer::start(&[]);
+    let engine = connect_nats(vec![server.url()], wish).await;
+    Made { engine, _servers: Some(Box::new(server)) }
+}
+
+/// How tests have a NATS engine.
+pub fn nats_settings(urls: Vec<String>, wish: Wish) -> nats::Settings {
+    let Wish { retention, dedupe_window } = wish;
+    nats::Settings {
+        retention,
+        dedupe_window,
+        heartbeat: Duration::from_millis(200),
+        max_backoff: Duration::from_millis(400),
+        ..nats::Settings::new(urls)
+    }
+}
+
+/// A NATS engine that is connected.
+pub async fn connect_nats(urls: Vec<String>, wish: Wish) -> Arc<dyn Engine> {
+    let engine = NatsEngine::start(region(), nats_settings(urls, wish));
+    eventually("it connects", async || engine.status().ok()).await;
+    Arc::new(engine)
+}
+
 /// A test of each case for each engine.
 macro_rules! contract {
     ($($case:ident)*) => {
@@ -66,6 +93,9 @@ macro_rules! contract {
         }
         mod redis_engine {
             $(#[tokio::test] async fn $case() { super::$case(super::over_redis).await })*
+        }
+        mod nats_engine {
+            $(#[tokio::test] async fn $case() { super::$case(super::over_nats).await })*
         }
         mod cluster_engine {
             $(#[tokio::test] async fn $case() { super::$case(super::over_cluster).await })*

@@ -21,7 +21,7 @@ async fn engine_of(server: &Server) -> Arc<dyn Engine> {
     connect(Servers::Standalone { url: server.url() }, Wish::default()).await
 }
 
-async fn wait_for(events: &mut Receiver<Event>, what: &str, wanted: impl Fn(&Event) -> bool) -> Event {
+pub async fn wait_for(events: &mut Receiver<Event>, what: &str, wanted: impl Fn(&Event) -> bool) -> Event {
     let wait = async {
         loop {
             let event = events.recv().await.expect("the engine lives, and this keeps up");

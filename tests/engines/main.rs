@@ -1,10 +1,15 @@
-//! Every engine of the backplane, held to one contract, and Redis to what happens to it: real processes on free ports.
+//! Every engine of the backplane, held to one contract, and Redis and NATS to what happens to them: real processes on free ports.
 
+mod cable;
 mod cluster;
 mod cluster_server;
 mod contract;
 mod faults;
 mod ingest;
+mod nats_cluster;
+mod nats_faults;
+mod nats_limits;
+mod nats_server;
 mod reader;
 mod sentinel;
 mod server;

@@ -22,7 +22,6 @@ mod keys;
 mod routes;
 mod session;
 mod settings;
-mod subscriptions;
 mod supervisor;
 mod wire;
 mod witness;
@@ -43,7 +42,6 @@ use self::keys::Partition;
 use self::routes::{Partitions, Route, Routes};
 use self::session::{Link, Session, Target};
 pub use self::settings::{Credentials, Servers, Settings};
-use self::subscriptions::{Outcome, Reading, Step, Subscriptions};
 use self::witness::Witness;
 use super::engine::{
     Capabilities, Channel, EVENTS_KEPT, Engine, EngineError, Entry, Event, History, Item, LOG_LIFE, PublishError,
@@ -51,6 +49,7 @@ use super::engine::{
 };
 use super::position::{Position, Region};
 use super::sink::Sink;
+use super::subscriptions::{Outcome, Reading, Step, Subscriptions};
 
 static PUBLISH: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("publish.lua")));
 static READ: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("read.lua")));

@@ -10,11 +10,11 @@ use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 
 use super::super::engine::EngineError;
+use super::super::subscriptions::Reading;
 use super::keys::Partition;
 use super::routes::Partitions;
 use super::session::{Link, Session, Target};
 use super::settings::Servers;
-use super::subscriptions::Reading;
 use super::{Shared, Task, ingest, keys, wire};
 
 /// The first time between two tries to connect.
