@@ -35,7 +35,9 @@ pub(super) fn build(raw: &RawBackplane, base: &KeyPath, report: &mut Report<'_>)
     // Those with a fault have said so.
     let engines = engine.iter().chain(regions.iter().flatten().map(|(_, engine)| engine));
     let keeps_latest = engines.into_iter().all(EngineKind::keeps_latest);
-    let channels = build_channels::build(&raw.channels, keeps_latest, &ingest, base, report);
+    let own = region.as_ref().ok().map(Region::as_str);
+    let names: Vec<&str> = own.into_iter().chain(raw.regions.keys().map(String::as_str)).collect();
+    let channels = build_channels::build(&raw.channels, &names, keeps_latest, &ingest, base, report);
     let retention = history(&raw.history, &base.key("history"), report);
     let dedupe_window = raw.dedupe_window.map_or(DEDUPE_WINDOW, |span| span.0);
     report.extend(base, range::span("dedupe_window", dedupe_window, &ranges::DEDUPE_WINDOW));

@@ -14,7 +14,7 @@ use super::engines;
 use super::socket::Socket;
 use super::upstreams::{Preference, Upstream};
 use crate::admin::Readiness;
-use crate::backplane::channels::ChannelRules;
+use crate::backplane::channels::{ChannelRule, ChannelRules};
 use crate::backplane::engine::Channel;
 use crate::backplane::hub::{ChannelPlan, Hub, InboxLimit, Member};
 use crate::backplane::position::{PositionError, Region};
@@ -87,7 +87,8 @@ impl Backplane {
         let metrics = metrics.backplane(&names);
         let nth = |region: &Region| engines.iter().position(|engine| engine.region() == region);
         let failover = config.publish_failover.iter().filter_map(nth).collect();
-        let homes = Homes::default();
+        let of_rule = |rule: &ChannelRule| (rule.prefix.clone(), rule.home.as_ref().and_then(nth));
+        let homes = Homes::new(config.channels.iter().map(of_rule).collect());
         let regions = Regions::new(engines, failover, homes.clone());
         let home = Box::new(move |channel: &Channel| homes.of(channel));
         let channels = Arc::new(config.channels.clone());

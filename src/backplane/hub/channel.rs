@@ -126,6 +126,9 @@ pub(super) struct Local {
     idle_since: Option<Instant>,
     /// Whether it was taken out of the hub: who holds it looks for the channel anew.
     pub(super) removed: bool,
+    /// Whether more is known of a subscriber's place in one log than when the others were last looked at: it may wait there
+    /// for just that.
+    moved: bool,
 }
 
 /// One region's log of the channel.
@@ -141,7 +144,7 @@ pub(super) struct OfRegion {
 impl Local {
     pub(super) fn new(name: Channel, logs: Vec<OfRegion>, copies: Option<Copies>, now: Instant) -> Self {
         let subscribers = BTreeMap::new();
-        Self { name, subscribers, logs, copies, values: None, idle_since: Some(now), removed: false }
+        Self { name, subscribers, logs, copies, values: None, idle_since: Some(now), removed: false, moved: false }
     }
 
     /// The same of a channel of which only newest values count.
@@ -284,6 +287,7 @@ impl Local {
                 continue;
             }
             ahead |= !*checked && log.is_beyond(want);
+            self.moved |= !*checked;
             *checked = true;
         }
         if log.disrupted || log.seen > last.n || ahead {
@@ -326,8 +330,14 @@ impl Local {
             let stood = self.subscribers.get_mut(&id).and_then(|subscriber| subscriber.stood.get_mut(at));
             if let Some(Stood { stand: Stand::Waiting { want, .. }, .. }) = stood {
                 *want = since;
+                self.moved = true;
             }
         }
+    }
+
+    /// Whether who waits for other logs may be told more than when this was last asked.
+    pub(super) fn take_moved(&mut self) -> bool {
+        std::mem::take(&mut self.moved)
     }
 
     /// Whether another log than this is on its way here with what it has of before, up to where the subscriber has it: of two
@@ -590,6 +600,7 @@ impl Local {
                     *stood = Stood { stand, had, start, others };
                 }
                 subscriber.mark.get_or_insert_with(|| metrics.subscription());
+                self.moved = true;
             }
             self.feed(id);
         }

@@ -228,3 +228,36 @@ fn of_several_regions_each_message_comes_once_or_there_is_a_gap() {
         assert!(played.is_ok(), "in schedule REGION_SEED={seed}");
     }
 }
+
+/// A client that comes back by a message is let into every log, also where all of it is here and no engine is asked: what
+/// the message is to one log is found while another is looked at.
+#[tokio::test(start_paused = true)]
+async fn a_message_is_a_place_in_every_region_when_nothing_has_to_be_asked() {
+    let engines: Vec<_> = REGIONS.iter().map(|region| Faulty::in_region(region, 1)).collect();
+    for engine in &engines {
+        engine.state.lock().clock = now_ms();
+    }
+    let channel = Channel::new("room").unwrap();
+    let sink_limit = SinkLimit { max_entries: 50, max_bytes: 1 << 20 };
+    let nodes = engines.iter().map(|engine| node(engine, 0)).collect();
+    let hub = Hub::start_with(nodes, ChannelPlan::default(), sink_limit, metrics(), 1);
+    for (at, engine) in engines.iter().enumerate() {
+        engine.append(&channel, &format!("m{at}"));
+    }
+    let mut members = Vec::new();
+    for message in ["m0", "m1", "m2", "m0", "m1", "m2"] {
+        let mut member = hub.join(InboxLimit::default());
+        member.subscribe(&channel, From::Message(MessageId::new(message).unwrap()), ANY);
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        let mut regions = BTreeSet::new();
+        while let Some(notice) = poll_fn(|cx| member.poll_next(cx)).now_or_never() {
+            if let Notice::Subscribed { top, recovery, .. } = notice {
+                assert!(matches!(recovery, Recovery::Replay { .. }), "behind {message}: {recovery:?}");
+                regions.insert(top.region);
+            }
+        }
+        assert_eq!(regions.len(), REGIONS.len(), "behind {message} in {regions:?}");
+        // So that the channel stays as it is.
+        members.push(member);
+    }
+}

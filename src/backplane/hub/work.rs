@@ -111,8 +111,11 @@ pub(super) async fn ask(hub: Arc<Hub>, local: Arc<Mutex<Local>>, at: usize) {
         let Some(task) = task else {
             start_ticking(&hub, &local);
             remove(&hub, &local);
-            // Who waits for another log may be told more now.
-            if has_asked && local.lock().logs() > 1 {
+            // Who waits for another log may be told more now, also where there was nothing to ask.
+            let mut locked = local.lock();
+            let again = (locked.take_moved() || has_asked) && locked.logs() > 1;
+            drop(locked);
+            if again {
                 hub.work(&local);
             }
             return;
