@@ -10,14 +10,15 @@ use sluicegate::backplane::engine::{Channel, Engine};
 use sluicegate::backplane::position::Region;
 use sluicegate::backplane::redis::{RedisEngine, Servers, Settings};
 use sluicegate::backplane::sink::{Delivery, SinkLimit, sink};
+use sluicegate::tunnel::sys::heap_bytes;
 
 use super::Result;
 use super::node::{channel, publication};
 use super::proxy::{Proxy, free_address};
 
 const CHANNELS: usize = 100;
-const PUBLICATIONS: u64 = 20_000;
-/// Publications that are under way at once.
+const PUBLICATIONS: u64 = 10_000;
+/// Publications that are under way at once, where it is not said.
 const AT_ONCE: u64 = 16;
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -26,18 +27,22 @@ const DEADLINE: Duration = Duration::from_secs(20);
 pub struct Run {
     pub nodes: usize,
     pub content_bytes: usize,
+    pub at_once: u64,
     pub cpu_us: f64,
     pub output_bytes: f64,
     /// Publications a second that the one publisher got answered.
     pub per_second: f64,
 }
 
-/// Bytes of memory: a channel with its first publication, and each further one.
+/// Bytes of memory of Redis: a channel with its first publication, each further one, and a node's subscription; and of the
+/// node's engine for that.
 #[derive(Clone, Copy, Debug)]
 pub struct Memory {
     pub content_bytes: usize,
     pub channel: f64,
     pub kept: f64,
+    pub subscription: f64,
+    pub of_node: f64,
 }
 
 /// A Redis that keeps nothing on disk.
@@ -82,8 +87,8 @@ async fn engine(server: &Proxy) -> Result<Arc<RedisEngine>> {
     Ok(engine)
 }
 
-/// Publishes on channels that so many nodes are pushed.
-pub fn run(nodes: usize, content_bytes: usize) -> Result<Run> {
+/// Publishes on channels that so many nodes are pushed, so many times at once.
+pub fn run(nodes: usize, content_bytes: usize, at_once: u64) -> Result<Run> {
     let server = start()?;
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?.block_on(async {
         let names = (0..CHANNELS).map(channel).collect::<Result<Vec<_>>>()?;
@@ -105,7 +110,7 @@ pub fn run(nodes: usize, content_bytes: usize) -> Result<Run> {
         }
         let publisher = engine(&server).await?;
         let (before, start) = (Info::of(&server)?, Instant::now());
-        publish(&publisher, &names, 0..PUBLICATIONS, content_bytes).await?;
+        publish(&publisher, &names, 0..PUBLICATIONS, content_bytes, at_once).await?;
         let seconds = start.elapsed().as_secs_f64();
         let deadline = Instant::now() + DEADLINE;
         while came.load(Ordering::Relaxed) < PUBLICATIONS * nodes as u64 {
@@ -120,6 +125,7 @@ pub fn run(nodes: usize, content_bytes: usize) -> Result<Run> {
         Ok(Run {
             nodes,
             content_bytes,
+            at_once,
             cpu_us: each(after.cpu_us()?, before.cpu_us()?),
             output_bytes: each(after.number(output)?, before.number(output)?),
             per_second: PUBLICATIONS as f64 / seconds,
@@ -132,18 +138,19 @@ async fn publish(
     names: &[Channel],
     numbers: std::ops::Range<u64>,
     content_bytes: usize,
+    at_once: u64,
 ) -> Result<()> {
     let part = |first: u64| {
         let numbers = numbers.clone();
         async move {
-            for number in (numbers.start + first..numbers.end).step_by(AT_ONCE as usize) {
+            for number in (numbers.start + first..numbers.end).step_by(at_once as usize) {
                 let name = &names[number as usize % names.len()];
                 engine.publish(name, &publication(name, number, content_bytes)?).await?;
             }
             Ok::<_, super::Error>(())
         }
     };
-    try_join_all((0..AT_ONCE).map(part)).await?;
+    try_join_all((0..at_once).map(part)).await?;
     Ok(())
 }
 
@@ -158,15 +165,30 @@ pub fn memory(content_bytes: usize) -> Result<Memory> {
         let publisher = engine(&server).await?;
         let used = || Info::of(&server)?.number("used_memory");
         let empty = used()?;
-        publish(&publisher, &names, 0..MANY, content_bytes).await?;
+        publish(&publisher, &names, 0..MANY, content_bytes, AT_ONCE).await?;
         let with_channels = used()?;
         let numbers = MANY..MANY + SOME as u64 * MORE;
         let count = (numbers.end - numbers.start) as f64;
-        publish(&publisher, &names[..SOME], numbers, content_bytes).await?;
+        publish(&publisher, &names[..SOME], numbers, content_bytes, AT_ONCE).await?;
+        let with_kept = used()?;
+        let (node, before) = (engine(&server).await?, heap_bytes());
+        let (sink, _source) = sink(SinkLimit::default());
+        let part = |first: usize| {
+            let (node, sink, names) = (&node, &sink, &names);
+            async move {
+                for name in names[first..].iter().step_by(AT_ONCE as usize) {
+                    node.subscribe(name, sink).await?;
+                }
+                Ok::<_, super::Error>(())
+            }
+        };
+        try_join_all((0..AT_ONCE as usize).map(part)).await?;
         Ok(Memory {
             content_bytes,
             channel: (with_channels - empty) / MANY as f64,
-            kept: (used()? - with_channels) / count,
+            kept: (with_kept - with_channels) / count,
+            subscription: (used()? - with_kept) / MANY as f64,
+            of_node: heap_bytes().saturating_sub(before) as f64 / MANY as f64,
         })
     })
 }

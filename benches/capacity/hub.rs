@@ -1,6 +1,7 @@
 //! What the hub takes: memory of sessions, subscriptions and channels, and CPU of publications and of those who join.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use sluicegate::backplane::engine::Engine;
@@ -20,6 +21,9 @@ const ROUNDS: usize = 200;
 
 /// How often nothing may come, while something is missing.
 const PATIENCE: usize = 100_000;
+
+/// How long a hub has nothing to do, so that what it does is seen.
+const IDLE: Duration = Duration::from_secs(5);
 
 /// What sessions are made with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +45,8 @@ pub struct Taken {
     pub further: f64,
     pub push_us: f64,
     pub poll_us: f64,
+    /// CPU µs a second for each channel.
+    pub sweep_us: f64,
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime> {
@@ -92,6 +98,11 @@ pub fn memory(crowd: Crowd) -> Result<Taken> {
                 (taken.push_us, taken.poll_us) = cold(&shared, &mut node, channels).await?;
             }
         }
+        if crowd.channels == 0 {
+            let at = thread_cpu();
+            tokio::time::sleep(IDLE).await;
+            taken.sweep_us = micros_since(at) / IDLE.as_secs_f64() / channels as f64;
+        }
         Ok(taken)
     })
 }
@@ -111,7 +122,7 @@ async fn cold(shared: &Arc<Shared>, node: &mut Node, channels: usize) -> Result<
             tokio::task::yield_now().await;
             taking += micros_since(at);
             let at = thread_cpu();
-            deliveries += node.poll(125)?;
+            deliveries += node.poll(125)?.0;
             polling += micros_since(at);
         }
     }
@@ -127,8 +138,8 @@ pub struct Cost {
     pub polling: f64,
 }
 
-/// Publishes on `channels` with `fan_out` subscribers each, once on each in a round.
-pub fn cost(fan_out: usize, channels: usize, content_bytes: usize) -> Result<Cost> {
+/// Publishes on `channels` with `fan_out` subscribers each, `batch` times on each in a round, before anyone takes it.
+pub fn cost(fan_out: usize, channels: usize, content_bytes: usize, batch: usize) -> Result<Cost> {
     runtime()?.block_on(async {
         let (shared, mut node) = start(1, channels)?;
         for session in 0..fan_out * channels {
@@ -143,7 +154,7 @@ pub fn cost(fan_out: usize, channels: usize, content_bytes: usize) -> Result<Cos
         let mut rounds = 0;
         // The first round is not counted.
         while rounds <= ROUNDS && (rounds < 3 || taking + polling < ENOUGH_US) {
-            for channel in &names {
+            for channel in names.iter().cycle().take(channels * batch) {
                 number += 1;
                 shared.node(0).publish(channel, &publication(channel, number, content_bytes)?).await?;
             }
@@ -157,7 +168,7 @@ pub fn cost(fan_out: usize, channels: usize, content_bytes: usize) -> Result<Cos
             }
             let took = micros_since(at);
             let at = thread_cpu();
-            if node.poll(content_bytes)? != wanted as u64 {
+            if node.poll(content_bytes)?.0 != (wanted * batch) as u64 {
                 return Err("a publication came to some".into());
             }
             if rounds > 0 {
@@ -165,7 +176,7 @@ pub fn cost(fan_out: usize, channels: usize, content_bytes: usize) -> Result<Cos
             }
             rounds += 1;
         }
-        let publications = ((rounds - 1) * channels) as f64;
+        let publications = ((rounds - 1) * channels * batch) as f64;
         Ok(Cost { fan_out, content_bytes, taking: taking / publications, polling: polling / publications })
     })
 }

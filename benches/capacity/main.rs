@@ -58,6 +58,7 @@ type Result<T> = std::result::Result<T, Error>;
 const FAN_OUTS: [(usize, usize); 4] = [(1, 4000), (20, 1000), (1000, 20), (100_000, 1)];
 const CONTENT_BYTES: [usize; 2] = [125, 2048];
 const NODES: [usize; 4] = [0, 1, 3, 10];
+const AT_ONCE: [u64; 2] = [1, 16];
 
 /// Sessions of the simulations.
 const CHAT_SESSIONS: usize = 1_000_000;
@@ -141,12 +142,15 @@ fn measure() -> Result<(Constants, Measured)> {
     for content_bytes in CONTENT_BYTES {
         for (fan_out, channels) in FAN_OUTS {
             eprintln!("a publication of {content_bytes} B to {fan_out}");
-            costs.push(hub::cost(fan_out, channels, content_bytes)?);
+            costs.push(hub::cost(fan_out, channels, content_bytes, 1)?);
         }
     }
     // Two points of a line: what lies at no subscriber is the publication's own.
     let [one, twenty] = [costs[0].taking, costs[1].taking];
     constants.publication_us = (one - (twenty - one) / 19.0).max(0.0);
+    let (fan_out, channels) = FAN_OUTS[2];
+    let sixteen = hub::cost(fan_out, channels, CONTENT_BYTES[0], 16)?.polling * 16.0;
+    constants.frame_us = (sixteen - costs[2].polling).max(0.0) / 15.0 / fan_out as f64;
     eprintln!("sessions that join");
     constants.join_us = hub::join(1, 5000)?;
     constants.join_member_us = (hub::join(100_000, 50)? - constants.join_us).max(0.0) / 100_000.0;
@@ -156,9 +160,9 @@ fn measure() -> Result<(Constants, Measured)> {
     constants.open_us = opening::open()?;
     let (mut runs, mut memories) = (Vec::new(), Vec::new());
     for content_bytes in CONTENT_BYTES {
-        for nodes in NODES {
-            eprintln!("Redis: publications of {content_bytes} B to {nodes} nodes");
-            runs.push(broker::run(nodes, content_bytes)?);
+        for (nodes, at_once) in NODES.iter().flat_map(|nodes| AT_ONCE.map(|at_once| (*nodes, at_once))) {
+            eprintln!("Redis: {at_once} publications of {content_bytes} B at once to {nodes} nodes");
+            runs.push(broker::run(nodes, content_bytes, at_once)?);
         }
         memories.push(broker::memory(content_bytes)?);
     }
@@ -179,27 +183,36 @@ fn of_hub(constants: &mut Constants) -> Result<()> {
     };
     let crowd = taken(1_000_000, 1, 1000, 5)?;
     (constants.session_bytes, constants.subscription_bytes) = (crowd.session, crowd.further);
+    constants.first_subscription_bytes = crowd.first;
     (constants.push_us, constants.poll_us) = (crowd.push_us, crowd.poll_us);
     let all = |taken: &Taken| taken.first + 4.0 * taken.further;
     let (one, three) = (taken(300_000, 1, 300, 5)?, taken(300_000, 3, 300, 5)?);
     constants.subscription_region_bytes = (all(&three) - all(&one)) / 5.0 / 2.0;
     let (one, three) = (taken(300_000, 1, 0, 1)?, taken(300_000, 3, 0, 1)?);
+    constants.sweep_us = one.sweep_us;
     constants.channel_bytes = one.first - crowd.first;
     constants.channel_region_bytes = (three.first - one.first) / 2.0 - constants.subscription_region_bytes;
     Ok(())
 }
 
 fn of_redis(constants: &mut Constants, runs: &[broker::Run], memories: &[broker::Memory]) -> Result<()> {
-    let run = |nodes: usize| {
-        let run = runs.iter().find(|run| run.nodes == nodes && run.content_bytes == CONTENT_BYTES[0]);
-        run.ok_or("each number of nodes was measured")
+    let [small, large] = CONTENT_BYTES;
+    let further = (large - small) as f64;
+    let run = |nodes: usize, content_bytes: usize| {
+        let is = |run: &&broker::Run| (run.nodes, run.content_bytes, run.at_once) == (nodes, content_bytes, AT_ONCE[0]);
+        runs.iter().find(is).ok_or("each number of nodes was measured")
     };
-    let (none, one, ten) = (run(0)?, run(1)?, run(10)?);
-    constants.redis_publication_us = none.cpu_us;
-    constants.redis_push_us = (ten.cpu_us - one.cpu_us) / 9.0;
-    constants.redis_wire_bytes = (ten.output_bytes - one.output_bytes) / 9.0 - CONTENT_BYTES[0] as f64;
-    let memory = memories.first().ok_or("memory was measured")?;
-    constants.redis_channel_bytes = memory.channel;
-    constants.redis_kept_bytes = memory.kept - memory.content_bytes as f64;
+    let push_us = |content: usize| Ok::<_, Error>((run(10, content)?.cpu_us - run(1, content)?.cpu_us) / 9.0);
+    constants.redis_byte_us = ((run(0, large)?.cpu_us - run(0, small)?.cpu_us) / further).max(0.0);
+    constants.redis_publication_us = run(0, small)?.cpu_us - small as f64 * constants.redis_byte_us;
+    constants.redis_push_byte_us = ((push_us(large)? - push_us(small)?) / further).max(0.0);
+    constants.redis_push_us = push_us(small)? - small as f64 * constants.redis_push_byte_us;
+    constants.redis_wire_bytes = (run(10, small)?.output_bytes - run(1, small)?.output_bytes) / 9.0 - small as f64;
+    let [first, second] = memories else { return Err("memory was measured for both sizes".into()) };
+    constants.redis_channel_bytes = first.channel;
+    constants.redis_subscription_bytes = first.subscription;
+    constants.redis_node_bytes = first.of_node;
+    constants.redis_kept_part = (second.kept - first.kept) / further;
+    constants.redis_kept_bytes = first.kept - small as f64 * constants.redis_kept_part;
     Ok(())
 }

@@ -6,6 +6,7 @@ use super::Result;
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Constants {
     pub session_bytes: f64,
+    pub first_subscription_bytes: f64,
     pub subscription_bytes: f64,
     pub subscription_region_bytes: f64,
     pub channel_bytes: f64,
@@ -13,6 +14,8 @@ pub struct Constants {
     pub publication_us: f64,
     pub push_us: f64,
     pub poll_us: f64,
+    pub frame_us: f64,
+    pub sweep_us: f64,
     pub join_us: f64,
     pub join_member_us: f64,
     pub open_us: f64,
@@ -26,10 +29,15 @@ pub struct Constants {
     pub tls_handshake_us: f64,
     pub publish_ms: f64,
     pub redis_publication_us: f64,
+    pub redis_byte_us: f64,
     pub redis_push_us: f64,
+    pub redis_push_byte_us: f64,
     pub redis_wire_bytes: f64,
     pub redis_channel_bytes: f64,
+    pub redis_subscription_bytes: f64,
+    pub redis_node_bytes: f64,
     pub redis_kept_bytes: f64,
+    pub redis_kept_part: f64,
 }
 
 /// A constant as the page has it.
@@ -50,13 +58,16 @@ macro_rules! constants {
 
 constants! {
     session_bytes: "A session in the hub without a subscription: subscriber, member, inbox, and a waker in the place of its task. 1,000,000 of them, by resident memory.",
-    subscription_bytes: "Each subscription in one region. From 1 to 5 for each of 1,000,000 sessions, 1,000 to a channel, by resident memory.",
+    first_subscription_bytes: "Its first subscription, in one region: its maps have room for eleven then. The same sessions.",
+    subscription_bytes: "Each further one. From 1 to 5 for each of 1,000,000 sessions, 1,000 to a channel, by resident memory.",
     subscription_region_bytes: "The same for each further region that is read. 300,000 sessions with 5 subscriptions, 3 regions against 1.",
-    channel_bytes: "A channel on a node with one subscriber, without that subscription. 300,000 channels, by resident memory.",
+    channel_bytes: "A channel on a node with one subscriber, without that subscription; what the simulated engine keeps of it is in it. 300,000 channels, by resident memory.",
     channel_region_bytes: "The same for each further region.",
     publication_us: "CPU of a node for a publication that it takes from an engine, without its subscribers. From fan-outs of 1 and 20, below.",
     push_us: "CPU for each subscriber that it is pushed to. 1,000,000 sessions, 1,000 to a channel, so that nothing is in a cache; the node has one task for each region that does this.",
-    poll_us: "CPU of each of these sessions to take it and have its frame in the output buffer. The same run.",
+    poll_us: "CPU of each of these sessions to be woken, take it and have its frame in the output buffer. The same run.",
+    frame_us: "CPU of a session for each further frame that it takes when it is woken. From 1 and 16 at once, 20 channels with 1,000 subscribers each.",
+    sweep_us: "CPU of a node a second for each channel that it has, published on or not: it looks for those that nobody wants. 300,000 channels.",
     join_us: "CPU for a session that joins and subscribes alone, to a channel with one other.",
     join_member_us: "The same for each session that is on the channel already, on this node. From a channel with 100,000.",
     open_us: "CPU of the gateway for a handshake through to a `grip` session that is subscribed, in the clear, its backend's connection included. 5,000 opened by the parts of `make fanout`.",
@@ -69,11 +80,16 @@ constants! {
     tls_byte_us: "CPU of TLS for each byte: AES-128-GCM of ring, records of 16 KiB, which rustls uses.",
     tls_handshake_us: "CPU of a server for a full handshake of TLS 1.3, a certificate with ECDSA P-256, by rustls in memory.",
     publish_ms: "From publishing to delivery within a region, 99th percentile. docs/fanout.md, *One subscriber*, Redis.",
-    redis_publication_us: "CPU of Redis for a publication of 125 B that no node is pushed. INFO cpu, before and after.",
-    redis_push_us: "CPU of Redis for each node that it is pushed to. From 1 and 10 nodes.",
+    redis_publication_us: "CPU of Redis for a publication that no node is pushed, besides its bytes. INFO cpu before and after, one under way at a time: with more it is less, as the table below has it.",
+    redis_byte_us: "CPU of Redis for each byte of its content. From 125 B and 2,048 B.",
+    redis_push_us: "CPU of Redis for each node that it is pushed to, besides its bytes. From 1 and 10 nodes, one under way at a time.",
+    redis_push_byte_us: "The same for each byte of its content.",
     redis_wire_bytes: "What Redis sends to a node for a publication besides its content. INFO stats, from 1 and 10 nodes.",
     redis_channel_bytes: "Memory of Redis for a channel with its first publication, of 125 B. 20,000 channels, INFO memory.",
+    redis_subscription_bytes: "Memory of Redis for each channel that a node is pushed. One node, 20,000 channels.",
+    redis_node_bytes: "Memory of that node's engine for each of them, besides the hub's; by the allocator.",
     redis_kept_bytes: "Memory of Redis for each further publication that is kept, besides its content; its id within `dedupe_window` is in it. 50 on each of 400 channels.",
+    redis_kept_part: "The same for each byte of its content. From 125 B and 2,048 B.",
 }
 
 /// How many of `nodes` have one of `subscribers` that are spread by chance: each lacks them all with (1 − 1/nodes)^subscribers.
@@ -81,16 +97,22 @@ pub fn nodes_with_subscriber(nodes: f64, subscribers: f64) -> f64 {
     nodes * (1.0 - (1.0 - 1.0 / nodes).powf(subscribers))
 }
 
-/// CPU µs of hubs without sockets.
-pub fn hub_us(constants: &Constants, pushes: f64, deliveries: f64) -> f64 {
-    pushes * constants.publication_us + deliveries * (constants.push_us + constants.poll_us)
+/// CPU µs of hubs without sockets, which have so many channels for so many seconds: of taking what is pushed.
+pub fn taking_us(constants: &Constants, pushes: f64, deliveries: f64, channels: f64, seconds: f64) -> f64 {
+    pushes * constants.publication_us + deliveries * constants.push_us + channels * seconds * constants.sweep_us
+}
+
+/// The same of sessions that are woken so often.
+pub fn polling_us(constants: &Constants, polls: f64, deliveries: f64) -> f64 {
+    polls * constants.poll_us + (deliveries - polls).max(0.0) * constants.frame_us
 }
 
 /// Memory of hubs without sockets.
 pub fn hub_bytes(constants: &Constants, sessions: f64, subscriptions: f64, channels: f64, regions: f64) -> f64 {
     let further = regions - 1.0;
-    sessions * constants.session_bytes
-        + subscriptions * (constants.subscription_bytes + further * constants.subscription_region_bytes)
+    sessions * (constants.session_bytes + constants.first_subscription_bytes)
+        + (subscriptions - sessions) * constants.subscription_bytes
+        + subscriptions * further * constants.subscription_region_bytes
         + channels * (constants.channel_bytes + further * constants.channel_region_bytes)
 }
 

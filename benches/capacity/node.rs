@@ -136,8 +136,8 @@ impl Node {
         Ok(line.ok_or("subscriptions are counted")?.parse()?)
     }
 
-    /// Polls those that have something, and returns how many messages they were sent.
-    pub fn poll(&mut self, content_bytes: usize) -> Result<u64> {
+    /// Polls those that have something, and returns how many messages they were sent, and how many they are.
+    pub fn poll(&mut self, content_bytes: usize) -> Result<(u64, u64)> {
         std::mem::swap(&mut *self.ready.lock(), &mut self.polled);
         let (now, frame_bytes) = (Instant::now(), frame_bytes(content_bytes));
         let mut count = 0;
@@ -166,8 +166,9 @@ impl Node {
                 return Err("a session fell behind".into());
             }
         }
+        let sessions = self.polled.len() as u64;
         self.polled.clear();
-        Ok(count)
+        Ok((count, sessions))
     }
 }
 

@@ -56,6 +56,15 @@ pub struct OfRegion {
     pub wan_bits: f64,
 }
 
+impl OfRegion {
+    /// What needs the most gateways; where several need as many, the first of them.
+    fn limit(&self) -> &'static str {
+        let all =
+            [("CPU", self.by_cpu), ("memory", self.by_memory), ("network", self.by_network), ("coming", self.by_storm)];
+        all.into_iter().rev().max_by(|(_, a), (_, b)| a.total_cmp(b)).map_or("nothing", |(name, _)| name)
+    }
+}
+
 /// What comes out.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Plan {
@@ -153,10 +162,14 @@ fn round(plan: &mut Plan, inputs: &Inputs, constants: &Constants, fan_out: f64) 
     let tls = if inputs.tls > 0.0 { constants.tls_handshake_us } else { 0.0 };
     let regions = inputs.shares.len() as f64;
     let others = fan_out / nodes;
+    let of_channel = constants.channel_bytes
+        + (regions - 1.0) * constants.channel_region_bytes
+        + regions * constants.redis_node_bytes;
     plan.open_us = constants.open_us
         + tls
         + (inputs.subscriptions * regions - 1.0).max(0.0) * constants.join_us
         + inputs.subscriptions * regions * others * constants.join_member_us;
+    let stored = inputs.content;
     let largest = inputs.shares.iter().copied().fold(0.0, f64::max);
     let (mut all, before) = (Vec::new(), plan.regions.clone());
     for (at, share) in inputs.shares.iter().enumerate() {
@@ -164,18 +177,25 @@ fn round(plan: &mut Plan, inputs: &Inputs, constants: &Constants, fan_out: f64) 
         let with_dark = share / (1.0 - dark);
         let most_sessions = plan.sessions * with_dark;
         // A node with a subscriber takes a publication; how likely one is to be such a node is the same for all.
-        let taking = plan.publications * pushed / nodes * constants.publication_us / 1e6;
+        // And each looks after its channels: those of its sessions, at most all.
+        let channels = inputs.channels.min(plan.sessions / nodes * inputs.subscriptions);
+        let taking =
+            (plan.publications * pushed / nodes * constants.publication_us + channels * constants.sweep_us) / 1e6;
         let of_sessions = most_sessions * plan.session_us / 1e6;
         let coming = (most_sessions - plan.sessions * share) / inputs.back * plan.open_us / 1e6;
         let (cores, memory) = (inputs.cores * inputs.load - taking, inputs.memory * GIB * MEMORY_LOAD);
         let by_cpu = (of_sessions / cores.max(0.01)).ceil();
-        let by_memory = (most_sessions * plan.session_bytes / (memory - WINDOWS_BYTES).max(1.0)).ceil();
+        let by_memory =
+            (most_sessions * plan.session_bytes / (memory - WINDOWS_BYTES - channels * of_channel).max(1.0)).ceil();
         let bits = most_sessions * plan.session_wire_bytes * 8.0;
         let by_network = (bits / (inputs.network * 1e9 * inputs.load)).ceil();
         let by_storm = ((of_sessions + coming) / (inputs.cores * STORM_LOAD - taking).max(0.01)).ceil();
         let working = by_cpu.max(by_memory).max(by_network).max(by_storm).max(1.0);
         let made = plan.publications * with_dark;
-        let redis_cores = made * (constants.redis_publication_us + pushed * constants.redis_push_us) / 1e6;
+        let of_redis = constants.redis_publication_us
+            + stored * constants.redis_byte_us
+            + pushed * (constants.redis_push_us + stored * constants.redis_push_byte_us);
+        let redis_cores = made * of_redis / 1e6;
         let kept = (made * inputs.history).min(inputs.channels * inputs.messages);
         let mine = before.get(at).map_or(1.0, |region| region.nodes);
         let far = plan.publications * share * pushed * (nodes - mine) / nodes;
@@ -188,13 +208,14 @@ fn round(plan: &mut Plan, inputs: &Inputs, constants: &Constants, fan_out: f64) 
             by_storm,
             nodes: working + inputs.spare,
             cores: of_sessions / working + taking,
-            bytes: most_sessions * plan.session_bytes / working + WINDOWS_BYTES,
+            bytes: most_sessions * plan.session_bytes / working + WINDOWS_BYTES + channels * of_channel,
             bits: bits / working,
             storm_cores: (of_sessions + coming) / working + taking,
             redis_cores,
             redis_masters: (redis_cores / SERIAL_LOAD).ceil().max(1.0),
-            redis_bytes: kept * (constants.redis_kept_bytes + inputs.content)
-                + inputs.channels * constants.redis_channel_bytes,
+            redis_bytes: kept * (constants.redis_kept_bytes + stored * constants.redis_kept_part)
+                + inputs.channels * constants.redis_channel_bytes
+                + nodes * channels * constants.redis_subscription_bytes,
             wan_bits: far * (inputs.content + constants.redis_wire_bytes) * 8.0,
         });
     }
@@ -266,6 +287,7 @@ pub fn render(inputs: &Inputs, plan: &Plan) -> String {
     row("by memory", &|of| number(of.by_memory));
     row("by network", &|of| number(of.by_network));
     row("by the coming of those users", &|of| number(of.by_storm));
+    row("what limits first", &|of| of.limit().to_owned());
     row("**gateways**, spare ones included", &|of| format!("**{}**", number(of.nodes)));
     row("one of them then: cores busy, spare ones gone", &|of| number(of.cores));
     row("while those users come", &|of| number(of.storm_cores));
@@ -304,6 +326,7 @@ fn percent(part: f64) -> String {
 pub fn number(value: f64) -> String {
     let digits = match value.abs() {
         0.0 => 0,
+        ..0.001 => 0,
         ..0.1 => 3,
         ..10.0 if value.fract() != 0.0 => 2,
         ..100.0 if value.fract() != 0.0 => 1,

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::model::{Constants, hub_bytes, hub_us};
+use super::model::{Constants, hub_bytes, polling_us, taking_us};
 use super::plan::number;
 use super::simulation::{Counted, Shape};
 use super::{Measured, Result, machine, page};
@@ -26,17 +26,30 @@ pub fn measured(by: &str, load_before: &str, constants: &Constants, measured: &M
         let cells = [fan_out, cost.content_bytes as f64, cost.taking, cost.polling, each].map(number);
         writeln!(text, "| {} |", cells.join(" | "))?;
     }
-    text += "\n### Redis\n\nA `redis-server` of its own, 20,000 publications on 100 channels, 16 under way at once by one publisher; \
+    text += "\n### Redis\n\nA `redis-server` of its own, 10,000 publications on 100 channels by one publisher; \
         each node is an engine that is subscribed to all channels.\n\n\
-        | nodes | bytes | CPU µs for a publication | bytes sent for a publication | answered a second |\n\
-        | --- | --- | --- | --- | --- |\n";
+        | nodes | bytes | under way at once | CPU µs for a publication | bytes sent for a publication | answered a second |\n\
+        | --- | --- | --- | --- | --- | --- |\n";
     for run in &measured.redis {
-        let cells = [run.nodes as f64, run.content_bytes as f64, run.cpu_us, run.output_bytes, run.per_second.round()];
+        let cells = [
+            run.nodes as f64,
+            run.content_bytes as f64,
+            run.at_once as f64,
+            run.cpu_us,
+            run.output_bytes,
+            run.per_second.round(),
+        ];
         writeln!(text, "| {} |", cells.map(number).join(" | "))?;
     }
-    text += "\n| bytes | memory of a channel with its first publication | of each further one |\n| --- | --- | --- |\n";
+    text += "\n| bytes | memory of a channel with its first publication | of each further one | of a node's subscription | of the node's engine for it |\n| --- | --- | --- | --- | --- |\n";
     for memory in &measured.redis_memory {
-        let cells = [memory.content_bytes as f64, memory.channel.round(), memory.kept.round()];
+        let cells = [
+            memory.content_bytes as f64,
+            memory.channel.round(),
+            memory.kept.round(),
+            memory.subscription.round(),
+            memory.of_node.round(),
+        ];
         writeln!(text, "| {} |", cells.map(number).join(" | "))?;
     }
     text += "\n### The simulations\n\n| | counted | the model | error |\n| --- | --- | --- | --- |\n";
@@ -68,14 +81,15 @@ fn simulation(shape: &Shape, counted: &Counted, constants: &Constants) -> Result
     line("deliveries", counted.deliveries as f64, counted.expected as f64)?;
     line("publications that nodes were pushed", counted.pushed as f64, counted.promised_pushes)?;
     let deliveries = counted.deliveries as f64;
-    line(
-        "CPU µs of the nodes for a delivery",
-        (counted.taking + counted.polling) / deliveries,
-        hub_us(constants, counted.pushed as f64, deliveries) / deliveries,
-    )?;
+    let channels = counted.node_channels as f64;
+    let taking = taking_us(constants, counted.pushed as f64, deliveries, channels, counted.seconds);
+    let polling = polling_us(constants, counted.polls as f64, deliveries);
+    line("CPU s of hubs", counted.taking / 1e6, taking / 1e6)?;
+    line("CPU s of sessions", counted.polling / 1e6, polling / 1e6)?;
+    let both = counted.taking + counted.polling;
+    line("CPU µs for a delivery, of both", both / deliveries, (taking + polling) / deliveries)?;
     let [sessions, subscriptions] = [shape.sessions as f64, counted.subscriptions as f64];
-    let model =
-        hub_bytes(constants, sessions, subscriptions, counted.node_channels as f64, shape.regions as f64) / sessions;
+    let model = hub_bytes(constants, sessions, subscriptions, channels, shape.regions as f64) / sessions;
     line("bytes of memory of a session, its subscriptions and channels", counted.bytes as f64 / sessions, model)?;
     Ok(text)
 }

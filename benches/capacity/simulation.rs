@@ -95,6 +95,8 @@ pub struct Counted {
     pub largest: usize,
     pub expected: u64,
     pub deliveries: u64,
+    /// How often a session was woken.
+    pub polls: u64,
     /// Sessions that were not sent just what they should have been.
     pub wrong: usize,
     /// Entries that were pushed to nodes, and those that a node had no room for at first.
@@ -279,16 +281,20 @@ async fn publish(
             tokio::task::yield_now().await;
             counted.taking += micros_since(at);
             let at = thread_cpu();
-            let mut came = 0;
+            let mut came = (0, 0);
             for node in nodes.iter_mut().filter(|node| node.is_ready(1)) {
-                came += node.poll(shape.content_bytes)?;
+                let (messages, sessions) = node.poll(shape.content_bytes)?;
+                came = (came.0 + messages, came.1 + sessions);
             }
             counted.polling += micros_since(at);
-            counted.deliveries += came;
-            idle = if came > 0 { 0 } else { idle + 1 };
+            (counted.deliveries, counted.polls) = (counted.deliveries + came.0, counted.polls + came.1);
+            idle = if came.0 > 0 { 0 } else { idle + 1 };
         }
         beat += 1;
+        // What hubs do beside publications is done here, where there is time.
+        let at = thread_cpu();
         tokio::time::sleep_until((start + BEAT * beat).into()).await;
+        counted.taking += micros_since(at);
     }
     counted.seconds = start.elapsed().as_secs_f64();
     Ok(sent)
