@@ -22,7 +22,10 @@ mod region;
 #[path = "../benches/capacity/simulation.rs"]
 mod simulation;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+
+use regex::Regex;
 
 use model::{CONSTANTS, Constants, INPUTS, Inputs, nodes_with_subscriber};
 use plan::plan;
@@ -169,13 +172,25 @@ fn constants_of_other_pages_are_the_rows_that_it_names() {
 #[test]
 fn each_command_of_the_page_is_a_target_and_its_words_are_inputs() {
     let (page, makefile) = (read("docs/capacity.md"), read("Makefile"));
-    let mut commands = 0;
-    for line in page.lines().filter(|line| line.starts_with("make ")) {
-        let (target, rest) = line["make ".len()..].split_once(' ').unwrap_or((&line["make ".len()..], ""));
-        assert!(makefile.contains(&format!("\n{target}: ")), "{line}");
-        let words = rest.trim_start_matches("ARGS=\"").trim_end_matches('"').split_whitespace();
-        page::inputs_of(words).expect("the words of the command are inputs");
-        commands += 1;
+    let command = Regex::new(r#"\bmake ([a-z]+)(?: ARGS="([^"]*)")?"#).expect("a pattern");
+    let mut plans = 0;
+    for found in command.captures_iter(&page) {
+        assert!(makefile.contains(&format!("\n{}: ", &found[1])), "{}", &found[0]);
+        if let Some(words) = found.get(2) {
+            page::inputs_of(words.as_str().split_whitespace()).expect("the words of the command are inputs");
+            plans += 1;
+        }
     }
-    assert!(commands >= 3);
+    assert!(plans >= 5, "{plans}");
+}
+
+#[test]
+fn each_metric_of_the_page_is_in_the_manual() {
+    let (page, manual) = (read("docs/capacity.md"), read("docs/operations.md"));
+    let name = Regex::new("sluicegate_[a-z_]+").expect("a pattern");
+    let names: BTreeSet<&str> = name.find_iter(&page).map(|found| found.as_str()).collect();
+    assert!(names.len() > 10);
+    for name in names {
+        assert!(manual.contains(&format!("| `{name}")), "docs/operations.md has no {name}");
+    }
 }
