@@ -14,6 +14,9 @@ pub const MAX_REGION_BYTES: usize = 32;
 /// The most bytes of an epoch.
 pub const MAX_EPOCH_BYTES: usize = 64;
 
+/// The epoch of places that are only known by their time.
+const TIME: &str = "since";
+
 /// How many characters the life of a store has, at the end of an epoch.
 const LIFE_CHARS: usize = 8;
 
@@ -152,6 +155,17 @@ impl Position {
     /// The place before the first entry of a log that had none under this lineage.
     pub fn origin(region: Region, lineage: Epoch) -> Self {
         Self { region, epoch: lineage, n: 0, id: EntryId::default() }
+    }
+
+    /// A place that is only known by its time, in milliseconds since 1970: that of a reader to whom a log was not there yet.
+    pub fn at_time(region: Region, ms: u64) -> Self {
+        // No engine gives such an epoch: those begin with a lineage, which is longer.
+        Self { region, epoch: Epoch(TIME.into()), n: 1, id: EntryId { ms: ms.max(1), seq: 0 } }
+    }
+
+    /// The time, if that is all that is known of the place.
+    pub fn time(&self) -> Option<u64> {
+        (*self.epoch.0 == *TIME).then_some(self.id.ms)
     }
 
     /// Whether this is the place before the first entry.

@@ -241,6 +241,8 @@ impl Subscriber {
         let subscription = Subscription { filters, on_gap, last_id, links, linked, gapped: None, told, track: None };
         self.subscriptions.insert(channel.clone(), subscription);
         match &mut self.resume {
+            // It goes on where it is, or is to begin.
+            None if earlier.is_some() && from == From::Now => {}
             None => self.member.subscribe(&channel, from, limit),
             Some(resume) => {
                 let now_or_later = resume.subscribe(
@@ -321,14 +323,14 @@ impl Subscriber {
                 }
                 return;
             }
-            Notice::Subscribed { channel, top, recovery } => {
+            Notice::Subscribed { channel, top, recovery, since } => {
                 let gapped = matches!(recovery, Recovery::Gap(_));
                 if let Some(subscription) = self.subscriptions.get_mut(&channel) {
                     if !gapped && subscription.linked.as_ref().is_none_or(|linked| *linked == top.region) {
                         subscription.links = 0;
                     }
                     if let Some(track) = &mut subscription.track {
-                        track.subscribed(&channel, &top, recovery, out);
+                        track.subscribed(&channel, &top, recovery, since, out);
                     }
                 }
                 gapped.then_some((channel, top.region))

@@ -27,10 +27,6 @@ pub(super) const LINGER: Duration = Duration::from_secs(5);
 /// A repair takes whatever was missed.
 const WHOLE: ReplayLimit = ReplayLimit { max_entries: u64::MAX, max_bytes: u64::MAX };
 
-/// A place in one region stands for a time in another, less this: by so much clocks may differ that were measured, and so
-/// long an entry may take to come here.
-const MARGIN_MS: u64 = 5_000;
-
 /// A subscriber that waited for so long for a log gets what was stored meanwhile, once it is there.
 const WAITED_MS: u64 = 1_000;
 
@@ -209,9 +205,10 @@ impl Local {
         let times = self.logs.iter().filter_map(|of| Some(of.clock.to_node(at(of)?.id.ms)));
         let latest = times.max();
         let of_log = |(nth, of): (usize, &OfRegion)| match (at(of), latest) {
+            (Some(position), _) if position.time().is_some() => position.time().map_or(Want::Now, Want::Since),
             (Some(position), _) if of.log.own_numbers => Want::Entry(position.id),
             (Some(position), _) => Want::Place(Place::After(position.clone())),
-            (None, Some(latest)) => Want::Since(of.clock.to_engine(latest).saturating_sub(MARGIN_MS)),
+            (None, Some(latest)) => Want::Since(of.clock.since(latest)),
             // Of regions that nobody reads here: nothing can be proven.
             (None, None) if nth == 0 => {
                 places.first().map_or(Want::Now, |position| Want::Place(Place::After(position.clone())))
@@ -323,7 +320,7 @@ impl Local {
             let time =
                 others.filter_map(|of| of.log.find(message).map(|position| of.clock.to_node(position.id.ms))).max();
             if let Some(time) = time {
-                found.push((*id, Want::Since(here.clock.to_engine(time).saturating_sub(MARGIN_MS))));
+                found.push((*id, Want::Since(here.clock.since(time))));
             }
         }
         for (id, since) in found {
@@ -354,6 +351,20 @@ impl Local {
             of.clock.is_reachable() && !log.failing && unknown
         };
         self.logs.iter().zip(stood).enumerate().any(|(nth, (of, stood))| nth != at && is_coming(of, stood))
+    }
+
+    /// From when on a subscriber is to have the logs that it waits for and has no place in, but this.
+    fn waited_for(&self, at: usize, stood: &[Stood], at_ms: u64) -> Vec<Position> {
+        let others = self.logs.iter().zip(stood).enumerate().filter(|(nth, _)| *nth != at);
+        let since = others.filter_map(|(_, (of, stood))| {
+            let ms = match &stood.stand {
+                Stand::Waiting { want: Want::Now, .. } => of.clock.since(at_ms),
+                Stand::Waiting { want: Want::Since(ms), .. } => *ms,
+                Stand::Waiting { .. } | Stand::Live | Stand::Behind { .. } => return None,
+            };
+            Some(Position::at_time(of.region.clone(), ms))
+        });
+        since.collect()
     }
 
     /// The engine pushes what comes behind `position`.
@@ -400,6 +411,10 @@ impl Local {
     /// An entry was pushed.
     pub(super) fn on_entry(&mut self, at: usize, entry: Entry, metrics: &BackplaneMetrics, now: Instant) {
         let Some(log) = self.log_mut(at) else { return };
+        // Before it is known where pushing begins: reading on from there tells what of this is to be had.
+        if log.last.is_none() {
+            log.seen = log.seen.max(entry.position.n);
+        }
         let Some(last) = &log.last else { return };
         // Where nobody numbers the entries, an id tells more than a number does.
         if log.own_numbers && entry.position.id <= last.id {
@@ -570,7 +585,7 @@ impl Local {
             self.subscribers.iter().filter(|(_, subscriber)| waits(subscriber)).map(|(id, _)| *id).collect();
         for id in waiting {
             let Some(OfRegion { log, .. }) = self.logs.get(at) else { return };
-            let Some(Subscriber { inbox, stood, resumes, .. }) = self.subscribers.get(&id) else { continue };
+            let Some(Subscriber { inbox, stood, resumes, at_ms, .. }) = self.subscribers.get(&id) else { continue };
             let Some(Stood { stand: Stand::Waiting { want, limit, .. }, .. }) = stood.get(at) else { continue };
             if *resumes && self.awaits_others(at, stood) {
                 continue;
@@ -579,7 +594,8 @@ impl Local {
             if *resumes {
                 metrics.resume(self.logs.get(at).map_or(0, |of| of.nth), &recovery);
             }
-            inbox.tell(Notice::Subscribed { channel: self.name.clone(), top: last.clone(), recovery });
+            let since = self.waited_for(at, stood, *at_ms);
+            inbox.tell(Notice::Subscribed { channel: self.name.clone(), top: last.clone(), recovery, since });
             let had_before = matches!(want, Want::Place(Place::After(_)) | Want::Message(_) | Want::Entry(_));
             let (stand, start) = match recovery {
                 Recovery::Live | Recovery::Gap(_) => (Stand::Live, last.n),

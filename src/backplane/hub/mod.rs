@@ -250,7 +250,7 @@ impl Hub {
     /// Says whether a region's engine can be reached, so that sessions hear of it. It is taken for reachable until then.
     pub fn set_reachable(&self, region: &Region, reachable: bool) {
         let Some(nth) = self.nth(region) else { return };
-        if !self.regions.get(nth).is_some_and(|of| of.clock.set_reachable(reachable)) {
+        if !self.regions.get(nth).is_some_and(|of| of.clock.set_reachable(reachable, now_ms())) {
             return;
         }
         let all: Vec<_> = self.channels.lock().values().cloned().collect();

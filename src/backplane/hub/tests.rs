@@ -275,7 +275,7 @@ impl Client {
     fn judge(&mut self, notice: Notice, engine: &Faulty, lost_entries: bool) {
         match notice {
             Notice::Values { .. } | Notice::Part(..) => panic!("no channel here has newest values"),
-            Notice::Subscribed { channel, top, recovery } => {
+            Notice::Subscribed { channel, top, recovery, .. } => {
                 let seen = self.places.get_mut(&channel).expect("it was asked for");
                 assert!(!std::mem::replace(&mut seen.subscribed, true), "told once");
                 match recovery {
