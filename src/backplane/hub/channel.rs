@@ -258,11 +258,12 @@ impl Local {
     }
 
     /// What to ask the engine of a log, if anything. Marks what the answer will cover.
-    pub(super) fn next_task(&mut self, at: usize, now: Instant) -> Option<Task> {
+    pub(super) fn next_task(&mut self, at: usize, now: Instant, now_ms: u64) -> Option<Task> {
         if self.is_forgotten(now) {
             return self.log(at).filter(|of| of.log.asked).map(|_| Task::Leave);
         }
         self.find_messages(at);
+        self.count_waiting(at, now_ms);
         let several = self.logs.len() > 1;
         let log = self.logs.get_mut(at).map(|of| &mut of.log)?;
         let Some(last) = log.last.clone() else {
@@ -301,6 +302,21 @@ impl Local {
             |subscriber: &Subscriber| several && subscriber.resumes && subscriber.stood.iter().any(Stood::waits);
         let needs_history = |subscriber: &Subscriber| needs_history(subscriber) || comes_back(subscriber);
         (!log.filled && self.subscribers.values().any(needs_history)).then_some(Task::Fill)
+    }
+
+    /// Who has waited for a log for long, since it could not be reached or read, gets what was stored since it came.
+    fn count_waiting(&mut self, at: usize, now_ms: u64) {
+        let Some(of) = self.logs.get(at) else { return };
+        for subscriber in self.subscribers.values_mut() {
+            if now_ms.saturating_sub(subscriber.at_ms) < WAITED_MS {
+                continue;
+            }
+            if let Some(Stood { stand: Stand::Waiting { want: want @ Want::Now, .. }, .. }) =
+                subscriber.stood.get_mut(at)
+            {
+                *want = Want::Since(of.clock.to_engine(subscriber.at_ms).saturating_sub(WAITED_MS));
+            }
+        }
     }
 
     /// Where a message that a subscriber had last is in the log of another region, its place there is a time here.
@@ -368,22 +384,11 @@ impl Local {
     }
 
     /// The engine pushes what comes behind `position`.
-    pub(super) fn on_opened(&mut self, at: usize, position: Position, now_ms: u64) {
+    pub(super) fn on_opened(&mut self, at: usize, position: Position) {
         let Some(of) = self.logs.get_mut(at) else { return };
         of.log.on_opened(position);
         if let Some(values) = &mut self.values {
             values.unload(at);
-        }
-        // Who came while it could not be reached missed what was stored since.
-        for subscriber in self.subscribers.values_mut() {
-            if now_ms.saturating_sub(subscriber.at_ms) < WAITED_MS {
-                continue;
-            }
-            if let Some(Stood { stand: Stand::Waiting { want: want @ Want::Now, .. }, .. }) =
-                subscriber.stood.get_mut(at)
-            {
-                *want = Want::Since(of.clock.to_engine(subscriber.at_ms).saturating_sub(WAITED_MS));
-            }
         }
     }
 

@@ -99,7 +99,7 @@ pub(super) async fn ask(hub: Arc<Hub>, local: Arc<Mutex<Local>>, at: usize) {
     loop {
         let task = {
             let mut locked = local.lock();
-            let task = locked.next_task(at, now());
+            let task = locked.next_task(at, now(), now_ms());
             if task.is_none() {
                 locked.admit(at, &hub.metrics, now());
                 if let Some(log) = locked.log_mut(at) {
@@ -161,7 +161,7 @@ async fn run(hub: &Hub, local: &Mutex<Local>, at: usize, task: &Task) -> Result<
     match task {
         Task::Open => {
             let position = engine.subscribe(&channel, sink).await?;
-            local.lock().on_opened(at, position, now_ms());
+            local.lock().on_opened(at, position);
         }
         Task::ReadOn(after) => {
             let slice = engine.read(&channel, Some(after), READ).await?;
