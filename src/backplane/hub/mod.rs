@@ -36,6 +36,7 @@ mod log;
 #[cfg(test)]
 mod region_tests;
 mod regions;
+mod stood;
 #[cfg(test)]
 mod tests;
 mod values;
