@@ -1,0 +1,2 @@
+//! What prices cost.
+fn main() {}
