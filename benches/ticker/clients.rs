@@ -32,9 +32,9 @@ const SLOW_RECEIVE_BYTES: usize = 8 << 10;
 const TICK: Duration = Duration::from_millis(20);
 /// One that stalls does not read for the first half of this, and then reads all there is.
 const STALL_CYCLE_MS: u64 = 4000;
-/// One that trickles reads this much each [`TRICKLE`]: 2,000 bytes a second.
+/// One that trickles reads this much so often: 2,000 bytes a second.
 const TRICKLE_BYTES: usize = 200;
-const TRICKLE: Duration = Duration::from_millis(100);
+const TRICKLE_MS: u64 = 100;
 
 /// Clients whose staleness is counted, of the fast ones.
 const TIMED: usize = 1000;
@@ -117,7 +117,7 @@ pub fn run(gateway: SocketAddr, source: Ipv4Addr, count: usize) -> Result<()> {
     println!("open");
     let (mut events, mut counts) = (Events::with_capacity(1024), Counts::default());
     let mut scratch = vec![0; READ_BYTES];
-    let (start, mut ticks) = (Instant::now(), 0);
+    let (start, mut ticks, mut trickles) = (Instant::now(), 0, 0);
     let mut free = false;
     loop {
         let next = start + TICK * ticks;
@@ -148,13 +148,15 @@ pub fn run(gateway: SocketAddr, source: Ipv4Addr, count: usize) -> Result<()> {
         }
         // Ticks that were missed are not made up for.
         ticks = (start.elapsed().as_nanos() / TICK.as_nanos()) as u32 + 1;
-        let (now_ms, trickles) = (start.elapsed().as_millis() as u64, ticks % (TRICKLE.div_duration_f64(TICK) as u32) == 0);
+        let now_ms = start.elapsed().as_millis() as u64;
+        let trickle = now_ms / TRICKLE_MS > trickles;
+        trickles = now_ms / TRICKLE_MS;
         for (index, client) in clients.iter_mut().enumerate().filter(|(_, client)| client.kind != Kind::Fast) {
             let most = match client.kind {
                 _ if free => usize::MAX,
                 // Spread over the cycle.
                 Kind::Stalls if (now_ms + 137 * index as u64) % STALL_CYCLE_MS >= STALL_CYCLE_MS / 2 => usize::MAX,
-                Kind::Trickles if trickles => TRICKLE_BYTES,
+                Kind::Trickles if trickle => TRICKLE_BYTES,
                 _ => continue,
             };
             read(client, &mut counts, most, &mut scratch)?;
@@ -164,7 +166,9 @@ pub fn run(gateway: SocketAddr, source: Ipv4Addr, count: usize) -> Result<()> {
 
 fn obey(command: &str, clients: &[Client], counts: &mut Counts) -> Result<()> {
     let of_kind = |holds: &dyn Fn(&Client) -> bool| {
-        KINDS.map(|kind| clients.iter().filter(|client| client.kind == kind && holds(client)).count().to_string()).join(" ")
+        KINDS
+            .map(|kind| clients.iter().filter(|client| client.kind == kind && holds(client)).count().to_string())
+            .join(" ")
     };
     match command.split_once(' ') {
         Some(("same", file)) => {
