@@ -17,8 +17,13 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Commands that wait; who gives more waits.
 const COMMANDS: usize = 16;
 
-/// Connects, and sends a handshake. The kernel holds so much for it, or as much as it sees fit.
-pub fn ask(gateway: SocketAddr, source: Ipv4Addr, receive_bytes: Option<usize>) -> std::io::Result<TcpStream> {
+/// Connects, and sends a handshake, with more header lines. The kernel holds so much for it, or as much as it sees fit.
+pub fn ask(
+    gateway: SocketAddr,
+    source: Ipv4Addr,
+    more: &str,
+    receive_bytes: Option<usize>,
+) -> std::io::Result<TcpStream> {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
     if let Some(bytes) = receive_bytes {
         socket.set_recv_buffer_size(bytes)?;
@@ -31,7 +36,7 @@ pub fn ask(gateway: SocketAddr, source: Ipv4Addr, receive_bytes: Option<usize>) 
     write!(
         stream,
         "GET /prices HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{more}\r\n"
     )?;
     Ok(stream)
 }

@@ -48,7 +48,7 @@ pub fn run(gateway: SocketAddr, source: Ipv4Addr, count: usize) -> Result<()> {
     let mut subscribers = Vec::with_capacity(count);
     while subscribers.len() < count {
         let opening: std::io::Result<Vec<_>> =
-            (0..AT_ONCE.min(count - subscribers.len())).map(|_| ask(gateway, source, None)).collect();
+            (0..AT_ONCE.min(count - subscribers.len())).map(|_| ask(gateway, source, "", None)).collect();
         for stream in opening? {
             let (stream, held) = answered(stream)?;
             let mut stream = mio::net::TcpStream::from_std(stream);

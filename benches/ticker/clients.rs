@@ -36,6 +36,9 @@ const STALL_CYCLE_MS: u64 = 4000;
 const TRICKLE_BYTES: usize = 200;
 const TRICKLE_MS: u64 = 100;
 
+/// What browsers offer.
+const OFFER: &str = "Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits\r\n";
+
 /// Clients whose staleness is counted, of the fast ones.
 const TIMED: usize = 1000;
 
@@ -67,12 +70,15 @@ struct Client {
     gone: bool,
     /// The start of a frame.
     held: Vec<u8>,
+    /// The fragments so far of a message, and whether it is compressed.
+    fragments: Option<(Vec<u8>, bool)>,
     prices: Vec<Price>,
 }
 
 /// What was counted of a kind.
 #[derive(Default)]
 struct Counted {
+    /// Messages: each is one frame, but for fragments.
     frames: u64,
     bytes: u64,
     updates: u64,
@@ -89,7 +95,8 @@ struct Counts {
 }
 
 /// Opens `count` of them from a source address, and serves until standard input ends.
-pub fn run(gateway: SocketAddr, source: Ipv4Addr, count: usize) -> Result<()> {
+pub fn run(gateway: SocketAddr, source: Ipv4Addr, count: usize, compressed: bool) -> Result<()> {
+    let more = if compressed { OFFER } else { "" };
     let mut poll = Poll::new()?;
     let mut clients: Vec<Client> = Vec::with_capacity(count);
     let every = (count / TIMED).max(1);
@@ -99,7 +106,7 @@ pub fn run(gateway: SocketAddr, source: Ipv4Addr, count: usize) -> Result<()> {
         let opening: std::io::Result<Vec<_>> = indexes
             .map(|index| {
                 let bytes = (Kind::of(index) != Kind::Fast).then_some(SLOW_RECEIVE_BYTES);
-                ask(gateway, source, bytes)
+                ask(gateway, source, more, bytes)
             })
             .collect();
         for stream in opening? {
@@ -110,7 +117,15 @@ pub fn run(gateway: SocketAddr, source: Ipv4Addr, count: usize) -> Result<()> {
                 poll.registry().register(&mut stream, Token(index), Interest::READABLE)?;
             }
             let timed = kind != Kind::Fast || index % every == 0;
-            clients.push(Client { stream, kind, timed, gone: false, held, prices: vec![Price::default(); SYMBOLS] });
+            clients.push(Client {
+                stream,
+                kind,
+                timed,
+                gone: false,
+                held,
+                fragments: None,
+                prices: vec![Price::default(); SYMBOLS],
+            });
         }
     }
     let commands = commands(Arc::new(Waker::new(poll.registry(), COMMAND)?));
@@ -206,6 +221,7 @@ fn read(client: &mut Client, counts: &mut Counts, mut most: usize, scratch: &mut
             }
         };
         most = if most == usize::MAX { most } else { most - len };
+        counts.kinds[client.kind as usize].bytes += len as u64;
         let now_us = now_ns()? / 1000;
         if client.held.is_empty() {
             let taken = frames(client, counts, &scratch[..len], now_us)?;
@@ -232,7 +248,16 @@ fn frames(client: &mut Client, counts: &mut Counts, input: &[u8], now_us: u64) -
         let end = at + len + header.payload_bytes as usize;
         let Some(payload) = input.get(at + len..end) else { break };
         match header.opcode {
-            Opcode::Text => take(client, counts, payload, end - at, now_us)?,
+            Opcode::Text if header.fin => take(client, counts, payload, header.rsv1, now_us)?,
+            Opcode::Text => client.fragments = Some((payload.to_vec(), header.rsv1)),
+            Opcode::Continuation => {
+                let (mut message, compressed) = client.fragments.take().ok_or("a fragment has a start")?;
+                message.extend_from_slice(payload);
+                match header.fin {
+                    true => take(client, counts, &message, compressed, now_us)?,
+                    false => client.fragments = Some((message, compressed)),
+                }
+            }
             Opcode::Ping => client.stream.write_all(&frame(FIN | PONG, payload, Sender::Client))?,
             _ => {}
         }
@@ -241,11 +266,10 @@ fn frames(client: &mut Client, counts: &mut Counts, input: &[u8], now_us: u64) -
     Ok(at)
 }
 
-fn take(client: &mut Client, counts: &mut Counts, message: &[u8], bytes: usize, now_us: u64) -> Result<()> {
-    let updates = counts.reader.read(message)?;
+fn take(client: &mut Client, counts: &mut Counts, message: &[u8], compressed: bool, now_us: u64) -> Result<()> {
+    let updates = counts.reader.read(message, compressed)?;
     let counted = &mut counts.kinds[client.kind as usize];
     counted.frames += 1;
-    counted.bytes += bytes as u64;
     counted.updates += updates.len() as u64;
     for update in &*updates {
         let has = &mut client.prices[update.symbol];

@@ -38,10 +38,10 @@ pub struct Report {
 }
 
 impl Crowd {
-    /// Opens `count` WebSockets.
-    pub fn open(gateway: SocketAddr, count: usize) -> Result<Self> {
+    /// Opens `count` WebSockets, which offer compression or not.
+    pub fn open(gateway: SocketAddr, count: usize, compressed: bool) -> Result<Self> {
         let mut child = Command::new(std::env::current_exe()?)
-            .args([ARGUMENT, &gateway.to_string(), SOURCE, &count.to_string()])
+            .args([ARGUMENT, &gateway.to_string(), SOURCE, &count.to_string(), &compressed.to_string()])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()?;

@@ -35,6 +35,8 @@ type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>
 /// As many as one gateway holds where a process may have 20,000 descriptors, and connections to its backend beside them.
 const MOST: usize = 15_000;
 const SMALLER: [usize; 2] = [1000, 5000];
+/// How many offer compression as browsers do, in a run of their own.
+const COMPRESSED: usize = 1000;
 
 /// How long is measured.
 const WINDOW: Duration = Duration::from_secs(20);
@@ -54,6 +56,7 @@ type Cpu = [f64; 3];
 /// What became of an audience.
 pub struct Run {
     count: usize,
+    compressed: bool,
     /// How long it took to open, with a price of every symbol for everyone.
     opening_s: f64,
     seconds: f64,
@@ -81,17 +84,18 @@ pub struct Run {
 fn main() -> Result<()> {
     sluicegate::tunnel::sys::raise_descriptor_limit()?;
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    if let [word, gateway, source, count] = &*arguments
+    if let [word, gateway, source, count, compressed] = &*arguments
         && word == crowd::ARGUMENT
     {
-        return clients::run(gateway.parse()?, source.parse()?, count.parse()?);
+        return clients::run(gateway.parse()?, source.parse()?, count.parse()?, compressed.parse()?);
     }
     let most = arguments.iter().find_map(|argument| argument.parse().ok()).unwrap_or(MOST);
     let load_before = report::load_of_machine()?;
     let mut runs = Vec::new();
-    for count in SMALLER.into_iter().filter(|count| *count < most).chain([most]) {
-        eprintln!("{count} clients");
-        runs.push(run(count)?);
+    let plain = SMALLER.into_iter().filter(|count| *count < most).chain([most]).map(|count| (count, false));
+    for (count, compressed) in plain.chain([(COMPRESSED.min(most), true)]) {
+        eprintln!("{count} clients{}", if compressed { ", compressed" } else { "" });
+        runs.push(run(count, compressed)?);
     }
     report::print(&runs, &load_before)?;
     match runs.iter().all(Run::is_as_promised) {
@@ -106,14 +110,14 @@ impl Run {
     }
 }
 
-fn run(count: usize) -> Result<Run> {
+fn run(count: usize, compressed: bool) -> Result<Run> {
     let system = System::start()?;
     // One client first, so that what a process allocates once is not counted.
-    complete(&mut Crowd::open(system.gateway.address, 1)?, 1)?;
+    complete(&mut Crowd::open(system.gateway.address, 1, compressed)?, 1)?;
     rest(QUIET);
     let resident = system.gateway.resident_bytes()?;
     let start = Instant::now();
-    let mut crowd = Crowd::open(system.gateway.address, count)?;
+    let mut crowd = Crowd::open(system.gateway.address, count, compressed)?;
     complete(&mut crowd, count)?;
     let opening_s = start.elapsed().as_secs_f64();
     rest(QUIET);
@@ -149,6 +153,7 @@ fn run(count: usize) -> Result<Run> {
     drop(gateway);
     Ok(Run {
         count,
+        compressed,
         opening_s,
         seconds,
         cpu: [0, 1, 2].map(|at| after[at] - before[at]),

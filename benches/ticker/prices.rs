@@ -5,6 +5,7 @@ use std::path::Path;
 use std::rc::Rc;
 
 use serde::Deserialize;
+use sluicegate::ws::deflate::Inflater;
 
 use super::Result;
 
@@ -58,12 +59,15 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// The changes of a message.
-    pub fn read(&mut self, message: &[u8]) -> Result<Rc<[Update]>> {
+    /// The changes of a message, as it came.
+    pub fn read(&mut self, message: &[u8], compressed: bool) -> Result<Rc<[Update]>> {
         if let Some((_, updates)) = self.kept.iter().find(|(kept, _)| kept == message) {
             return Ok(Rc::clone(updates));
         }
-        let changes: Vec<Change> = serde_json::from_slice(message)?;
+        let changes: Vec<Change> = match compressed {
+            true => serde_json::from_slice(&inflated(message)?)?,
+            false => serde_json::from_slice(message)?,
+        };
         let updates = changes.iter().map(|change| self.update(change)).collect::<Result<Rc<[Update]>>>()?;
         self.kept.truncate(KEPT - 1);
         self.kept.push_front((message.to_vec(), Rc::clone(&updates)));
@@ -91,4 +95,15 @@ impl Reader {
         let price = Price { number: *number, cents: (price * 100.0).round() as u32 };
         Ok(Update { symbol, price, at_ms: *at_ms })
     }
+}
+
+fn inflated(message: &[u8]) -> Result<Vec<u8>> {
+    let (mut plain, mut inflater) = (Vec::new(), Inflater::new());
+    let mut sink = |piece: &[u8]| {
+        plain.extend_from_slice(piece);
+        Ok(())
+    };
+    inflater.feed(message, &mut sink)?;
+    inflater.finish(&mut sink)?;
+    Ok(plain)
 }

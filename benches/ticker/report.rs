@@ -18,7 +18,8 @@ pub fn print(runs: &[Run], load_before: &str) -> Result<()> {
          over HTTP to one gateway with\nthe engine in memory; its clients get an array of what has changed every 100 ms. The \
          rule has `backplane: grip_http`, so a client takes\none descriptor of the gateway. Of 100 clients one *stalls* \
          (does not read for 2 s, then reads for 2 s all there is) and one *trickles* (reads\n2,000 bytes a second); the \
-         kernel holds little of what they have not read (`SO_RCVBUF`, 8 KiB asked for). Nothing is compressed. Feed, gateway \
+         kernel holds little of what they have not read (`SO_RCVBUF`, 8 KiB asked for). Clients offer no compression, but for those of the last \
+         column, which offer permessage-deflate as browsers do. Feed, gateway \
          and\nclients are on the same cores; each column is one run of {} s. The load of the machine was {load_before} before \
          and {} at the end:\nother work shared it where that is more than the cores. Compare the columns: absolute figures of \
          a shared machine mean little.\n",
@@ -95,7 +96,11 @@ pub fn print(runs: &[Run], load_before: &str) -> Result<()> {
 }
 
 fn header(runs: &[Run]) {
-    let counts: Vec<String> = runs.iter().map(|run| format!("{} clients", thousands(run.count as f64))).collect();
+    let name = |run: &Run| {
+        let compressed = if run.compressed { ", compressed" } else { "" };
+        format!("{} clients{compressed}", thousands(run.count as f64))
+    };
+    let counts: Vec<String> = runs.iter().map(name).collect();
     println!("| | {} |", counts.join(" | "));
     println!("| --- |{}", " --- |".repeat(runs.len()));
 }
