@@ -14,15 +14,14 @@ pub fn load_of_machine() -> Result<String> {
 /// Prints everything. The load of the machine before the run goes into the text.
 pub fn print(runs: &[Run], load_before: &str) -> Result<()> {
     println!(
-        "[examples/ticker](../examples/ticker/README.md) as it is: 1,000 changes a second of the prices of {SYMBOLS} symbols, \
-         over HTTP to one gateway with\nthe engine in memory; its clients get an array of what has changed every 100 ms. The \
-         rule has `backplane: grip_http`, so a client takes\none descriptor of the gateway. Of 100 clients one *stalls* \
-         (does not read for 2 s, then reads for 2 s all there is) and one *trickles* (reads\n2,000 bytes a second); the \
-         kernel holds little of what they have not read (`SO_RCVBUF`, 8 KiB asked for). Clients offer no compression, but for those of the last \
-         column, which offer permessage-deflate as browsers do. Feed, gateway \
-         and\nclients are on the same cores; each column is one run of {} s. The load of the machine was {load_before} before \
-         and {} at the end:\nother work shared it where that is more than the cores. Compare the columns: absolute figures of \
-         a shared machine mean little.\n",
+        "[examples/ticker](../examples/ticker/README.md) as it is: 1,000 changes a second of the prices of {SYMBOLS} symbols, over \
+         HTTP to one gateway\nwith the engine in memory; a client gets an array of what has changed every 100 ms. With \
+         `backplane: grip_http` a client takes one descriptor\nof the gateway. Of 100 clients one *stalls* (reads nothing for \
+         2 s, then for 2 s all there is) and one *trickles* (reads 2,000 bytes a second); the\nkernel holds little of what \
+         these have not read (`SO_RCVBUF`, 8 KiB asked for). In the last column clients offer permessage-deflate as\nbrowsers \
+         do, in the others nothing. Feed, gateway and clients are on the same cores; each column is one run of {} s. The \
+         load of the\nmachine was {load_before} before and {} at the end: where that is more than the run's own cores, \
+         others shared them. Compare the columns:\nabsolute figures of a shared machine mean little.\n",
         WINDOW.as_secs(),
         load_of_machine()?
     );
