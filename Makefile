@@ -6,7 +6,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo build test fmt lint doc deny check-examples conformance conformance-short conformance-fronts attacks exhaustion faults pushpin fuzz \
-	coverage bench fanout chaos capacity plan
+	coverage bench fanout chaos capacity plan ticker
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -141,3 +141,13 @@ capacity: ## Measure the constants of docs/capacity.md, simulate 1,000,000 sessi
 
 plan: ## Evaluate the model of docs/capacity.md (ARGS="users=200000 fan_out=50", ARGS="chat cores=16")
 	@$(CARGO) bench --quiet --locked --profile dev --bench capacity -- plan $(ARGS)
+
+CLIENTS ?= 15000
+
+ticker: ## Measure examples/ticker, 1,000 prices a second to many clients, some of them slow; writes docs/ticker.md (CLIENTS=15000, 4 minutes)
+	@scripts/setup test
+	$(CARGO) bench --locked --bench ticker --no-run
+	@set -o pipefail; { echo "# Prices, measured"; echo; \
+	  echo "By \`make ticker\` on $$(date -u +%F) at commit $$(git rev-parse --short HEAD), $$(nproc) cores."; echo; \
+	  $(CARGO) bench --locked --bench ticker -- $(CLIENTS); } | tee $(TARGET)/ticker.md
+	@mv $(TARGET)/ticker.md docs/ticker.md

@@ -21,7 +21,9 @@ fn files(folder: &str) -> Vec<PathBuf> {
 fn examples_in(folder: &Path) -> Vec<PathBuf> {
     std::os::unix::fs::symlink(root().join("rules"), folder.join("rules")).expect("a link");
     let folder = folder.join("examples");
-    std::fs::create_dir_all(folder.join("tls")).expect("a folder");
+    for name in ["tls", "ticker"] {
+        std::fs::create_dir_all(folder.join(name)).expect("a folder");
+    }
     let rcgen::CertifiedKey { cert, signing_key } =
         rcgen::generate_simple_self_signed(["app.example.com".to_owned()]).expect("a certificate");
     std::fs::write(folder.join("tls/app.crt"), cert.pem()).expect("a certificate");
@@ -32,7 +34,8 @@ fn examples_in(folder: &Path) -> Vec<PathBuf> {
         copy
     };
     let tls = files("examples/tls").into_iter().map(|path| copied(path, &folder.join("tls")));
-    files("examples").into_iter().map(|path| copied(path, &folder)).chain(tls).collect()
+    let ticker = files("examples/ticker").into_iter().map(|path| copied(path, &folder.join("ticker")));
+    files("examples").into_iter().map(|path| copied(path, &folder)).chain(tls).chain(ticker).collect()
 }
 
 fn printed(args: &[&str]) -> String {
@@ -56,7 +59,7 @@ fn the_shipped_schema_is_what_the_command_prints() {
 #[test]
 fn the_shipped_files_fit_it() {
     let validator = jsonschema::validator_for(&sluicegate::config::schema()).expect("a schema");
-    for path in ["examples", "examples/tls", "rules"].into_iter().flat_map(files) {
+    for path in ["examples", "examples/tls", "examples/ticker", "rules"].into_iter().flat_map(files) {
         let text = std::fs::read_to_string(&path).expect("text");
         let value: serde_json::Value = serde_yaml::from_str(&text).expect("YAML");
         let errors: Vec<String> = validator.iter_errors(&value).map(|error| error.to_string()).collect();

@@ -28,6 +28,8 @@ mod publisher;
 mod region;
 mod report;
 mod simulation;
+#[path = "../fanout/sockets.rs"]
+mod sockets;
 #[path = "../fanout/subscribers.rs"]
 mod subscribers;
 #[allow(dead_code, reason = "the benchmark of fan-out uses the rest")]

@@ -13,6 +13,7 @@ mod attacks;
 #[path = "../load/compression.rs"]
 mod compression;
 mod legal;
+#[allow(dead_code, reason = "the other benchmarks use the rest")]
 mod metrics;
 #[allow(dead_code, reason = "the other benchmark uses the rest")]
 #[path = "../load/proxy.rs"]

@@ -25,6 +25,15 @@ impl Scrape {
         self.0.len()
     }
 
+    /// What a counter, of all its labels, has more than in an earlier scrape.
+    pub fn more(&self, counter: &str, before: &Self) -> f64 {
+        let total = |scrape: &Self| -> f64 {
+            let of = |series: &str| series.split('{').next() == Some(counter);
+            scrape.0.iter().filter(|(series, _)| of(series)).map(|(_, value)| value).sum()
+        };
+        total(self) - total(before)
+    }
+
     /// What refused requests and ended sessions since an earlier scrape, and how often.
     pub fn causes_since(&self, before: &Self) -> BTreeMap<String, u64> {
         let mut causes = BTreeMap::new();

@@ -14,6 +14,7 @@ mod load;
 mod proxy;
 mod publisher;
 mod report;
+mod sockets;
 mod subscribers;
 mod system;
 #[allow(dead_code, reason = "the other benchmarks use the rest")]

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::Result;
 use super::backend::CHANNEL;
-use super::subscribers::now_ns;
+use super::sockets::now_ns;
 
 /// What each publication has.
 pub const PAYLOAD_BYTES: usize = 125;

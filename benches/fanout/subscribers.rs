@@ -4,27 +4,21 @@
 //! A line on standard input is a command: `phase N` forgets what was counted, and from then on counts the publications of
 //! phase N; `report` says what was counted. A publication that has come to each subscriber is said at once.
 
-use std::io::{BufRead as _, ErrorKind, Read as _, Write as _};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, TryRecvError, sync_channel};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::mpsc::TryRecvError;
 
 use mio::{Events, Interest, Poll, Token, Waker};
 use sluicegate::ws::header::{Opcode, Sender, parse};
-use socket2::{Domain, Protocol, Socket, Type};
 
 use super::Result;
 use super::histogram::Histogram;
 use super::publisher::Stamp;
+use super::sockets::{AT_ONCE, answered, ask, commands, now_ns};
 use super::wire::{FIN, PONG, frame};
 
-/// Handshakes under way at once.
-const AT_ONCE: usize = 32;
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(30);
 const READ_BYTES: usize = 64 << 10;
-/// Commands that wait; who gives more waits.
-const COMMANDS: usize = 16;
 const COMMAND: Token = Token(usize::MAX);
 
 struct Subscriber {
@@ -54,7 +48,7 @@ pub fn run(gateway: SocketAddr, source: Ipv4Addr, count: usize) -> Result<()> {
     let mut subscribers = Vec::with_capacity(count);
     while subscribers.len() < count {
         let opening: std::io::Result<Vec<_>> =
-            (0..AT_ONCE.min(count - subscribers.len())).map(|_| ask(gateway, source)).collect();
+            (0..AT_ONCE.min(count - subscribers.len())).map(|_| ask(gateway, source, "", None)).collect();
         for stream in opening? {
             let (stream, held) = answered(stream)?;
             let mut stream = mio::net::TcpStream::from_std(stream);
@@ -86,59 +80,6 @@ pub fn run(gateway: SocketAddr, source: Ipv4Addr, count: usize) -> Result<()> {
             }
         }
     }
-}
-
-/// Connects, and sends a handshake.
-fn ask(gateway: SocketAddr, source: Ipv4Addr) -> std::io::Result<TcpStream> {
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
-    socket.bind(&SocketAddr::from((source, 0)).into())?;
-    socket.connect_timeout(&gateway.into(), HANDSHAKE_TIMEOUT)?;
-    socket.set_tcp_nodelay(true)?;
-    socket.set_read_timeout(Some(HANDSHAKE_TIMEOUT))?;
-    let mut stream = TcpStream::from(socket);
-    write!(
-        stream,
-        "GET /prices HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-    )?;
-    Ok(stream)
-}
-
-/// Reads the answer to a handshake, and returns what came behind it.
-fn answered(mut stream: TcpStream) -> Result<(TcpStream, Vec<u8>)> {
-    let mut read = Vec::new();
-    let head = loop {
-        let mut buffer = [0; 1024];
-        let len = stream.read(&mut buffer)?;
-        read.extend_from_slice(&buffer[..len]);
-        if let Some(end) = read.windows(4).position(|window| window == b"\r\n\r\n") {
-            break end + 4;
-        }
-        if len == 0 {
-            return Err("a handshake was not answered".into());
-        }
-    };
-    if !read.starts_with(b"HTTP/1.1 101") {
-        return Err(format!("a handshake was answered with {}", read.escape_ascii()).into());
-    }
-    stream.set_nonblocking(true)?;
-    Ok((stream, read.split_off(head)))
-}
-
-/// The lines of standard input, until it ends.
-fn commands(waker: Arc<Waker>) -> Receiver<String> {
-    let (send, receive) = sync_channel(COMMANDS);
-    std::thread::spawn(move || {
-        for line in std::io::stdin().lock().lines().map_while(std::result::Result::ok) {
-            if send.send(line).is_err() || waker.wake().is_err() {
-                break;
-            }
-        }
-        drop(send);
-        // Without it the other thread is not waiting for commands either.
-        let _ = waker.wake();
-    });
-    receive
 }
 
 fn obey(command: &str, subscribers: &mut [Subscriber], counted: &mut Counted) -> Result<()> {
@@ -224,9 +165,4 @@ impl Counted {
             println!("all {} {}", self.phase, stamp.sequence);
         }
     }
-}
-
-/// The clock of all processes of this machine.
-pub fn now_ns() -> Result<u64> {
-    Ok(SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos() as u64)
 }

@@ -20,7 +20,7 @@ pub struct Proxy {
 }
 
 /// The gateway: the one that was built with this, or the build that `SLUICEGATE` names.
-fn own_program() -> OsString {
+pub fn own_program() -> OsString {
     std::env::var_os("SLUICEGATE").unwrap_or_else(|| env!("CARGO_BIN_EXE_sluicegate").into())
 }
 
@@ -160,15 +160,9 @@ shutdown: {{ drain: 1s, spread: 0s }}
         !self.pids.is_empty()
     }
 
-    /// Seconds of user and system time so far. proc(5), stat, fields 14 and 15.
+    /// Seconds of user and system time so far.
     pub fn cpu(&self) -> Result<f64> {
-        let mut ticks = 0;
-        for pid in &self.pids {
-            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-            let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or("").split_whitespace().collect();
-            ticks += fields[11].parse::<u64>()? + fields[12].parse::<u64>()?;
-        }
-        Ok(ticks as f64 / 100.0)
+        self.pids.iter().map(|pid| cpu_of(*pid)).sum()
     }
 
     pub fn resident_bytes(&self) -> Result<u64> {
@@ -190,6 +184,13 @@ shutdown: {{ drain: 1s, spread: 0s }}
         }
         Ok(kib << 10)
     }
+}
+
+/// Seconds of user and system time of a process so far. proc(5), stat, fields 14 and 15.
+pub fn cpu_of(pid: u32) -> Result<f64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or("").split_whitespace().collect();
+    Ok((fields[11].parse::<u64>()? + fields[12].parse::<u64>()?) as f64 / 100.0)
 }
 
 pub fn free_address() -> Result<SocketAddr> {
