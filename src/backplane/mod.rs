@@ -16,6 +16,7 @@
 )]
 
 pub mod backend;
+mod backoff;
 pub mod channels;
 pub mod client_frames;
 pub mod engine;

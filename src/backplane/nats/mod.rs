@@ -40,6 +40,7 @@ use self::clock::Clock;
 use self::session::Session;
 pub use self::settings::{Credentials, Settings};
 use self::tails::Tails;
+use super::backoff::backoff;
 use super::engine::{
     Capabilities, Channel, Dedupe, EVENTS_KEPT, Engine, EngineError, Event, History, Item, PublishError, Published,
     ReadLimit, Scope, Slice,
@@ -419,7 +420,7 @@ impl Shared {
                         }
                         return;
                     }
-                    tokio::time::sleep(supervisor::backoff(tries, self.settings.max_backoff)).await;
+                    tokio::time::sleep(backoff(tries, self.settings.max_backoff)).await;
                 }
             }
         }

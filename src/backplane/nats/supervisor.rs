@@ -1,16 +1,14 @@
 //! Keeps an engine connected: connects, makes subscriptions anew, watches, and begins again when a session is lost.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tokio::time::MissedTickBehavior;
 
 use super::super::engine::EngineError;
 use super::session::{self, Session};
 use super::{Shared, clock, subjects};
-
-/// The first time between two tries to connect.
-const FIRST_BACKOFF: Duration = Duration::from_millis(100);
+use crate::backplane::backoff::backoff;
 
 /// After so many heartbeats without an answer, or that did not come back, a session is lost.
 const MISSED_HEARTBEATS: u32 = 3;
@@ -36,13 +34,6 @@ pub async fn run(shared: Arc<Shared>) {
         failures += 1;
         tokio::time::sleep(backoff(failures, shared.settings.max_backoff)).await;
     }
-}
-
-/// How long to wait after so many failures in a row: twice as long each time, and of that a random part, at least half,
-/// so that the nodes of a region do not come back at once.
-pub fn backoff(failures: u32, max: Duration) -> Duration {
-    let doubled = FIRST_BACKOFF.saturating_mul(1_u32.checked_shl(failures.saturating_sub(1)).unwrap_or(u32::MAX));
-    doubled.min(max).mul_f64(rand::random_range(0.5..=1.0))
 }
 
 /// A session whose heartbeats are heard, and which has told the server's time.
@@ -125,20 +116,4 @@ async fn beat(shared: &Arc<Shared>, session: &Session) -> Result<u64, EngineErro
         return Err(EngineError::Unreachable);
     }
     Ok(seen.last_ms)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn each_try_waits_longer_up_to_the_limit_and_never_for_the_same_time() {
-        let max = Duration::from_secs(5);
-        for (failures, whole) in [(0, 100), (1, 100), (2, 200), (6, 3200), (7, 5000), (32, 5000), (u32::MAX, 5000)] {
-            let whole = Duration::from_millis(whole);
-            let waits: Vec<_> = (0..50).map(|_| backoff(failures, max)).collect();
-            assert!(waits.iter().all(|wait| (whole / 2..=whole).contains(wait)), "{failures}: {waits:?}");
-            assert!(waits.iter().any(|wait| wait != &waits[0]), "{failures}");
-        }
-    }
 }

@@ -43,6 +43,7 @@ use self::envelope::{Content, Envelope};
 use self::partition::Partition;
 use self::session::Session;
 pub use self::settings::{Access, Settings};
+use super::backoff::backoff;
 use super::engine::{
     Capabilities, Channel, Dedupe, EVENTS_KEPT, Engine, EngineError, Entry, Event, History, Item, PublishError,
     Published, ReadLimit, Scope, Slice, Stored,
@@ -55,9 +56,6 @@ pub const PARTITIONS: usize = 16;
 
 /// How far the clocks of nodes and broker may be apart without a stream being read back too little.
 const CLOCKS_APART: Duration = Duration::from_secs(60);
-
-/// The first time between two tries to connect.
-const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 
 /// Waiting bytes are counted in pieces of so many, so that their number fits a semaphore's.
 const PIECE_BYTES: usize = 1024;
@@ -297,13 +295,6 @@ impl Shared {
             tokio::time::sleep(backoff(failures, self.settings.max_backoff)).await;
         }
     }
-}
-
-/// How long to wait after so many failures in a row: twice as long each time, and of that a random part, at least half,
-/// so that the nodes of a region do not come back at once.
-fn backoff(failures: u32, max: Duration) -> Duration {
-    let doubled = FIRST_BACKOFF.saturating_mul(1_u32.checked_shl(failures.saturating_sub(1)).unwrap_or(u32::MAX));
-    doubled.min(max).mul_f64(rand::random_range(0.5..=1.0))
 }
 
 fn refused(code: &str) -> EngineError {

@@ -29,6 +29,7 @@ use super::envelope::Envelope;
 use super::index::Index;
 use super::session::{PREFETCH, Session};
 use super::{Shared, now_ms, wire};
+use crate::backplane::backoff::backoff;
 
 /// How many calls wait for one probe at most.
 const MAX_WAITING_READS: usize = 65_536;
@@ -194,7 +195,7 @@ impl Partition {
             let was_live = self.not_live(ended.as_ref().err());
             if ended.is_err() {
                 failures = if was_live { 1 } else { failures + 1 };
-                tokio::time::sleep(super::backoff(failures, LONGEST_PAUSE)).await;
+                tokio::time::sleep(backoff(failures, LONGEST_PAUSE)).await;
             }
         }
     }

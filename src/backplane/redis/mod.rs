@@ -47,6 +47,7 @@ pub use self::settings::{Credentials, Servers, Settings};
 use self::shards::InForce;
 pub use self::shards::{List, ListError, MAX_GENERATION, MAX_SHARDS, MIN_SHARDS, ShardedEngine, Shards};
 use self::witness::Witness;
+use super::backoff::backoff;
 use super::engine::{
     Capabilities, Channel, Dedupe, EVENTS_KEPT, Engine, EngineError, Entry, Event, History, Item, Key, LOG_LIFE,
     Latest, PublishError, Published, ReadLimit, Scope, Slice, Stored,
@@ -629,7 +630,7 @@ impl Shared {
                         }
                         return;
                     }
-                    tokio::time::sleep(supervisor::backoff(tries, self.settings.max_backoff)).await;
+                    tokio::time::sleep(backoff(tries, self.settings.max_backoff)).await;
                 }
             }
         }
