@@ -322,7 +322,10 @@ mod tests {
         let wanted = serde_json::json!({ "status": "degraded", "degraded": ["region:eu"], "reasons": [reason] });
         assert_eq!(body(&answer), wanted);
         admin.state.readiness.set_engine("eu", None);
-        assert_eq!(body(&admin.get("/readyz").await)["status"], "ready");
+        admin.state.readiness.set_engine_lacks("eu", vec!["newest values"]);
+        let answer = body(&admin.get("/readyz").await);
+        assert_eq!(answer["status"], "ready");
+        assert_eq!(answer["engines"], serde_json::json!({ "eu": { "lacks": ["newest values"] } }));
     }
 
     #[tokio::test]

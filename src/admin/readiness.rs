@@ -18,6 +18,8 @@ pub struct Readiness {
     upstreams: ArcSwap<Vec<Arc<Upstream>>>,
     /// The regions of the backplane whose engine cannot be reached, and why not. At most those of the configuration.
     engines_down: Mutex<BTreeMap<String, EngineDown>>,
+    /// What the engine of each region lacks of what engines can do.
+    engines_lack: Mutex<BTreeMap<String, Vec<&'static str>>>,
 }
 
 /// Why an engine of the backplane cannot be used.
@@ -61,6 +63,11 @@ impl Readiness {
         }
     }
 
+    /// What the engine of a region lacks of what engines can do: shown, and no fault.
+    pub fn set_engine_lacks(&self, region: &str, lacks: Vec<&'static str>) {
+        self.engines_lack.lock().insert(region.to_owned(), lacks);
+    }
+
     pub(super) fn report(&self) -> Report {
         let upstreams = self.upstreams.load();
         let unusable: Vec<&str> =
@@ -99,7 +106,7 @@ impl Readiness {
             (false, false) => "degraded",
             (false, true) => "ready",
         };
-        Report { status, degraded, reasons }
+        Report { status, degraded, reasons, lacks: self.engines_lack.lock().clone() }
     }
 }
 
@@ -108,6 +115,7 @@ pub(super) struct Report {
     status: &'static str,
     degraded: Vec<String>,
     reasons: Vec<String>,
+    lacks: BTreeMap<String, Vec<&'static str>>,
 }
 
 impl Report {
@@ -116,6 +124,11 @@ impl Report {
     }
 
     pub(super) fn to_json(&self) -> String {
-        serde_json::json!({ "status": self.status, "degraded": self.degraded, "reasons": self.reasons }).to_string()
+        let mut json = serde_json::json!({ "status": self.status, "degraded": self.degraded, "reasons": self.reasons });
+        if !self.lacks.is_empty() {
+            let of = |(region, lacks): (&String, &Vec<&str>)| (region.clone(), serde_json::json!({ "lacks": lacks }));
+            json["engines"] = self.lacks.iter().map(of).collect();
+        }
+        json.to_string()
     }
 }

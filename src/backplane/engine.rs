@@ -309,6 +309,21 @@ pub enum Dedupe {
     Delivery,
 }
 
+impl Capabilities {
+    /// What it lacks of what engines can do, in fixed words for operators.
+    pub fn lacks(&self) -> Vec<&'static str> {
+        let lacks = [
+            (self.history == History::Process, "history that outlives this process and that other gateways see"),
+            (
+                self.dedupe == Dedupe::Delivery,
+                "storing a repeated message once: copies are dropped as they are delivered",
+            ),
+            (!self.latest, "newest values: no channel can be conflated"),
+        ];
+        lacks.into_iter().filter(|(lacks, _)| *lacks).map(|(_, what)| what).collect()
+    }
+}
+
 /// Who keeps entries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum History {

@@ -95,6 +95,7 @@ impl Backplane {
         let plan = ChannelPlan { homes: home, rules: channels.clone() };
         let hub = Hub::start_planned(regions.engines().to_vec(), plan, SinkLimit::default(), metrics.clone());
         for (nth, engine) in regions.engines().iter().enumerate() {
+            readiness.set_engine_lacks(engine.region().as_str(), engine.capabilities().lacks());
             let shown = Shown {
                 nth,
                 region: engine.region().clone(),
