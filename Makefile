@@ -6,7 +6,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo build test fmt lint doc deny check-examples conformance conformance-short conformance-fronts attacks exhaustion faults pushpin fuzz \
-	coverage bench fanout ticker
+	coverage bench fanout chaos capacity plan ticker
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -86,6 +86,17 @@ faults: build ## Kill, stop and cut off gateways and Redis under traffic, by man
 	  SLUICEGATE=$(abspath $(TARGET)/debug/sluicegate) node tests/faults/run.mjs; } | tee $(TARGET)/faults.md
 	@mv $(TARGET)/faults.md docs/faults.md
 
+SEED ?=
+FOR ?= 60s
+
+chaos: build ## Break a chat in three regions while its users talk, and count; writes docs/chaos.md (SEED=, FOR=60s of faults)
+	@scripts/setup chaos
+	@npm run --silent build --prefix clients/typescript
+	@set -o pipefail; { echo "# Chaos"; echo; \
+	  echo "By \`make chaos\` on $$(date -u +%F) at commit $$(git rev-parse --short HEAD), $$(nproc) cores."; \
+	  SLUICEGATE=$(abspath $(TARGET)/debug/sluicegate) node tests/chat/chaos.mjs "$(SEED)" "$(FOR)"; } | tee $(TARGET)/chaos.md
+	@mv $(TARGET)/chaos.md docs/chaos.md
+
 pushpin: build ## Play the same cases through Debian's pushpin and the gateway, and load both; writes docs/pushpin.md (2 minutes)
 	@scripts/setup test
 	@set -o pipefail; { echo "# Beside Pushpin"; echo; \
@@ -122,6 +133,14 @@ fanout: ## Measure fan-out beside Debian's Pushpin, with the engines in memory a
 	  echo "By \`make fanout\` on $$(date -u +%F) at commit $$(git rev-parse --short HEAD), $$(nproc) cores."; echo; \
 	  $(CARGO) bench --locked --bench fanout -- $(ROUNDS); } | tee $(TARGET)/fanout.md
 	@mv $(TARGET)/fanout.md docs/fanout.md
+
+capacity: ## Measure the constants of docs/capacity.md, simulate 1,000,000 sessions, and write the page (6 minutes, 9 GiB)
+	@scripts/setup fanout
+	$(CARGO) bench --locked --bench capacity --no-run
+	$(CARGO) bench --locked --bench capacity -- write "on $$(date -u +%F) at commit $$(git rev-parse --short HEAD), $$(nproc) cores"
+
+plan: ## Evaluate the model of docs/capacity.md (ARGS="users=200000 fan_out=50", ARGS="chat cores=16")
+	@$(CARGO) bench --quiet --locked --profile dev --bench capacity -- plan $(ARGS)
 
 CLIENTS ?= 15000
 

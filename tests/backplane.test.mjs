@@ -1,5 +1,6 @@
 // Fan-out with the libraries of GRIP's users as npm and PyPI serve them: a backend that subscribes its clients by
-// @fanoutio/grip, publishers on @fanoutio/grip and pubcontrol; one gateway on its own memory, and two on one Redis.
+// @fanoutio/grip, publishers on @fanoutio/grip and pubcontrol; one gateway on its own memory, two on one Redis, and two on
+// one NATS.
 
 import assert from "node:assert/strict";
 import { execFile } from "node:child_process";
@@ -185,52 +186,64 @@ test("publishing says what is wrong, and needs a token where one is set", async 
   }
 });
 
-test("two gateways on one Redis: what comes to one goes out of both, also when Redis was away", async () => {
-  const folder = await temporaryFolder();
-  const port = await freePort();
-  const redis = () => serve("redis-server", ["--port", String(port), "--bind", "127.0.0.1", "--dir", folder,
-    "--save", "", "--appendonly", "yes", "--appendfsync", "always"], [port]);
-  let stop = await redis();
-  const engine = `{ redis: { url: "redis://127.0.0.1:${port}" } }`;
-  const gates = await Promise.all([start(peer.port, engine), start(peer.port, engine)]);
-  try {
-    for (const each of gates) {
-      await each.metric("sluicegate_region_up", {}, 1);
+const SERVERS = {
+  Redis: {
+    start: (port, folder) => serve("redis-server", ["--port", String(port), "--bind", "127.0.0.1", "--dir", folder,
+      "--save", "", "--appendonly", "yes", "--appendfsync", "always"], [port]),
+    engine: (port) => `{ redis: { url: "redis://127.0.0.1:${port}" } }`,
+  },
+  NATS: {
+    start: (port, folder) => serve("nats-server", ["-a", "127.0.0.1", "-p", String(port), "-js", "-sd", folder], [port]),
+    engine: (port) => `{ nats: { url: "nats://127.0.0.1:${port}" } }`,
+  },
+};
+
+for (const [name, server] of Object.entries(SERVERS)) {
+  test(`two gateways on one ${name}: what comes to one goes out of both, also when it was away`, async () => {
+    const folder = await temporaryFolder();
+    const port = await freePort();
+    let stop = await server.start(port, folder);
+    const engine = server.engine(port);
+    const gates = await Promise.all([start(peer.port, engine), start(peer.port, engine)]);
+    try {
+      for (const each of gates) {
+        await each.metric("sluicegate_region_up", {}, 1);
+      }
+      const clients = await Promise.all(gates.map((each) => enter(each, "both")));
+      for (const each of gates) await subscribers(each, 1);
+      assert.equal((await post(gates[0], [item("both", "b-1", "one")])).status, 200);
+      assert.equal((await post(gates[1], [item("both", "b-1", "one again"), item("both", "b-2", "two")])).status, 200);
+      for (const each of clients) await each.has(3);
+      await stop();
+      await gates[0].metric("sluicegate_region_up", {}, 0);
+      // It is as ready as the other gateways, which ask the same server.
+      const ready = await fetch(`${gates[0].admin}/readyz`);
+      const { status, degraded, reasons } = await ready.json();
+      assert.deepEqual([ready.status, status, degraded], [200, "degraded", ["region:local"]]);
+      assert.match(reasons[0], /^the backplane's engine of region local is down: the engine /);
+      const failed = await post(gates[0], [item("both", "b-3", "three")]);
+      assert.deepEqual([failed.status, failed.headers.get("retry-after")], [503, "1"]);
+      // Plain proxying does not depend on it, nor do the sessions.
+      clients[0].socket.send("still there");
+      await clients[0].has(4);
+      stop = await server.start(port, folder);
+      const stored = () => post(gates[0], [item("both", "b-3", "three")]);
+      await eventually(stored, ({ status }) => status === 200);
+      await clients[0].has(5);
+      await clients[1].has(4);
+      for (const each of clients) assert.deepEqual(published(each), ["one", "two", "three"]);
+      // A place that one gateway gave is one that the other knows.
+      const moved = await enter(gates[1], "both?prev=b-1");
+      await moved.has(3);
+      assert.deepEqual(published(moved), ["two", "three"]);
+      await Promise.all([...clients, moved].map((each) => each.leave()));
+    } finally {
+      await Promise.all(gates.map((each) => each.stop()));
+      await stop();
+      await rm(folder, { recursive: true, force: true });
     }
-    const clients = await Promise.all(gates.map((each) => enter(each, "both")));
-    for (const each of gates) await subscribers(each, 1);
-    assert.equal((await post(gates[0], [item("both", "b-1", "one")])).status, 200);
-    assert.equal((await post(gates[1], [item("both", "b-1", "one again"), item("both", "b-2", "two")])).status, 200);
-    for (const each of clients) await each.has(3);
-    await stop();
-    await gates[0].metric("sluicegate_region_up", {}, 0);
-    // It is as ready as the other gateways, which ask the same Redis.
-    const ready = await fetch(`${gates[0].admin}/readyz`);
-    const { status, degraded, reasons } = await ready.json();
-    assert.deepEqual([ready.status, status, degraded], [200, "degraded", ["region:local"]]);
-    assert.match(reasons[0], /^the backplane's engine of region local is down: the engine /);
-    const failed = await post(gates[0], [item("both", "b-3", "three")]);
-    assert.deepEqual([failed.status, failed.headers.get("retry-after")], [503, "1"]);
-    // Plain proxying does not depend on it, nor do the sessions.
-    clients[0].socket.send("still there");
-    await clients[0].has(4);
-    stop = await redis();
-    const stored = () => post(gates[0], [item("both", "b-3", "three")]);
-    await eventually(stored, ({ status }) => status === 200);
-    await clients[0].has(5);
-    await clients[1].has(4);
-    for (const each of clients) assert.deepEqual(published(each), ["one", "two", "three"]);
-    // A place that one gateway gave is one that the other knows.
-    const moved = await enter(gates[1], "both?prev=b-1");
-    await moved.has(3);
-    assert.deepEqual(published(moved), ["two", "three"]);
-    await Promise.all([...clients, moved].map((each) => each.leave()));
-  } finally {
-    await Promise.all(gates.map((each) => each.stop()));
-    await stop();
-    await rm(folder, { recursive: true, force: true });
-  }
-});
+  });
+}
 
 test("what somebody else adds to a stream reaches its channel, and who comes back by msgId gets what was missed", async () => {
   const folder = await temporaryFolder();

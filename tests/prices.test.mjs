@@ -25,7 +25,7 @@ rules: [{ name: feed, upstream: app, backplane: grip }]
 
 /** A gateway, and where it takes publications. */
 async function start(port, engine) {
-  const gate = await gateway(configuration(port, engine), {}, ["--debug"]);
+  const gate = await gateway(configuration(port, engine), {}, {}, ["--debug"]);
   const { address } = await gate.line({ event: "listening", listener: "publish" });
   return { ...gate, publish: `http://${address}/publish` };
 }
@@ -37,9 +37,10 @@ class Reader {
   messages = 0;
   went = [];
 
-  constructor(url, read, protocols = []) {
-    this.socket = new WebSocket(url, protocols, { perMessageDeflate: true });
+  constructor(url, read, protocols = [], options = { perMessageDeflate: true }) {
+    this.socket = new WebSocket(url, protocols, options);
     this.others = [];
+    this.socket.on("upgrade", ({ headers }) => (this.agreed = headers["sec-websocket-extensions"]));
     this.socket.on("message", (data) => {
       const values = read(data);
       if (!values) return this.others.push(String(data));
@@ -168,7 +169,14 @@ test("values come as one array a tick where the rule says so", async () => {
   await reader.has(feed.expected);
   // One request is stored within a tick or two.
   assert.ok(reader.sent === 50 && reader.messages < 50, `${reader.sent} in ${reader.messages}`);
-  await reader.leave();
+  // Compressed or not, by the largest window or another.
+  const others = await Promise.all([false, true, { serverMaxWindowBits: 10 }].map((perMessageDeflate) =>
+    new Reader(`${gate.ws}/ticker:a`, array, [], { perMessageDeflate }).ready()));
+  const agreed = others.map(({ agreed }) => agreed?.replace(/; \w+_no_context_takeover/g, ""));
+  assert.deepEqual(agreed, [undefined, "permessage-deflate", "permessage-deflate; server_max_window_bits=10"]);
+  await feed.send(gate, symbols(50));
+  for (const other of others) await other.has(feed.expected);
+  await Promise.all([reader, ...others].map((each) => each.leave()));
 });
 
 test("a client of the subprotocol gets positions with values, and a snapshot wherever it was", async () => {
@@ -200,6 +208,16 @@ test("a client of the subprotocol gets positions with values, and a snapshot whe
     const { s, n } = again.find(([line]) => line.t === "sub")[0];
     assert.deepEqual([s, n, again.some(([line]) => line.t === "gap")], ["recovered", 2, false], place);
   }
+  // Nor when it comes too late to be asked for.
+  const late = new WebSocket(`${gate.ws}/prices:c`, ["sluicegate.v1"]);
+  const heard = [];
+  late.on("message", (data) => heard.push(split(data)));
+  await eventually(() => heard, (all) => all.some(([line]) => line.t === "sub"));
+  late.send(`${JSON.stringify({ t: "resume", ch: { "prices:c": [values[0][0].p] } })}\n`);
+  late.send("\nhello");
+  await eventually(() => heard, (all) => all.some(([, text]) => text === "you said: hello"));
+  assert.equal(heard.some(([line]) => line.t === "gap"), false);
+  late.terminate();
   const ticker = new Feed("ticker:c");
   await ticker.send(gate, ["x", "y"]);
   const joined = (await enter({ t: "new" }, "ticker:c")).filter(([line]) => line.p);

@@ -1,6 +1,7 @@
 // Starts backends, clients and the gateway for the Node tests.
 
 import { execFile, spawn } from "node:child_process";
+import { promisify } from "node:util";
 import { once } from "node:events";
 import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { connect, createServer } from "node:net";
@@ -42,16 +43,19 @@ export async function backend(script, env = {}, wanted = 0) {
 
 /**
  * Runs the gateway on a configuration, in which `{ bind: 127.0.0.1:0 }` stands for every address; `files` are put
- * beside it, and `options` are given behind. `log` has its lines so far; `line` waits for one that holds the given fields, and `metric` for the value of a
- * series.
+ * beside it, and `options` are given behind. `log` has its lines so far; `line` waits for one that holds the given fields,
+ * and `metric` for the value of a series.
  */
-export async function gateway(configuration, files = {}, options = []) {
+export async function gateway(configuration, files = {}, env = {}, options = []) {
   const folder = await temporaryFolder();
   const file = join(folder, "sluicegate.yaml");
   for (const [name, text] of Object.entries({ ...files, "sluicegate.yaml": configuration })) {
     await writeFile(join(folder, name), text);
   }
-  const child = spawn(SLUICEGATE, ["run", "-c", file, ...options], { stdio: ["ignore", "ignore", "pipe"] });
+  const child = spawn(SLUICEGATE, ["run", "-c", file, ...options], {
+    stdio: ["ignore", "ignore", "pipe"],
+    env: { ...process.env, ...env },
+  });
   const exited = new Promise((resolve) => child.once("exit", (code, signal) => resolve({ code, signal })));
   const log = [];
   let stray = "";
@@ -183,6 +187,12 @@ export async function certificates(folder, names) {
     const sign = ["-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2", "-extfile", `${name}.ext`];
     await openssl("x509", "-req", "-in", `${name}.csr`, "-out", `${name}.crt`, ...sign);
   }
+}
+
+/** The variables that give a process another time of day, by so much; what it measures intervals by stays as it is. */
+export async function shifted(by) {
+  const { stdout } = await promisify(execFile)("faketime", ["-f", by, "printenv", "LD_PRELOAD"]);
+  return { LD_PRELOAD: stdout.trim(), FAKETIME: by, FAKETIME_DONT_FAKE_MONOTONIC: "1" };
 }
 
 /** A port that was free a moment ago, for servers that cannot take any. */

@@ -133,6 +133,11 @@ impl ChannelRules {
         self.of(channel)?.conflate.as_ref()
     }
 
+    /// Whether any channel is one of newest values.
+    pub fn conflate(&self) -> bool {
+        self.0.iter().any(|rule| rule.conflate.is_some())
+    }
+
     /// The rules.
     pub fn iter(&self) -> impl Iterator<Item = &ChannelRule> {
         self.0.iter()

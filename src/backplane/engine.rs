@@ -84,16 +84,21 @@ pub trait Engine: fmt::Debug + Send + Sync {
     /// Nothing was changed; it can be tried again.
     async fn read(&self, channel: &Channel, after: Option<&Position>, limit: ReadLimit) -> Result<Slice, EngineError>;
 
-    /// Whether a channel is a stream that somebody else fills.
-    ///
-    /// The entries of such a stream have ids and no numbers: this node numbers what it sees of it, without a hole, so that
-    /// it can be delivered as any log is. Numbers and epochs mean nothing to another node, or to this one after the
-    /// subscription has ended; a place is proven by the presence of the entry with its id alone.
+    /// Whether a channel is a stream that somebody else fills: it is not published to here.
     fn is_foreign(&self, _channel: &Channel) -> bool {
         false
     }
 
-    /// Reads what a foreign channel has up to the entry at `to`, which is the last one given: as far back as channels are
+    /// Whether the numbers of a channel are this node's own, as those of every foreign channel are.
+    ///
+    /// The entries of such a channel have ids and no numbers: this node numbers what it sees of it, without a hole, so that
+    /// it can be delivered as any log is. Numbers and epochs mean nothing to another node, or to this one after the
+    /// subscription has ended; a place is proven by the presence of the entry with its id alone.
+    fn has_own_numbers(&self, channel: &Channel) -> bool {
+        self.is_foreign(channel)
+    }
+
+    /// Reads what a channel whose numbers are this node's own has up to the entry at `to`, which is the last one given: as far back as channels are
     /// kept, numbered to end with `to`. Nothing, if that entry is not there.
     ///
     /// # Errors
@@ -284,12 +289,24 @@ pub struct Capabilities {
     pub history: History,
     /// Whether numbers have no holes, so that one that is missing proves a loss.
     pub contiguous: bool,
+    /// Where a message whose id was published before is dropped.
+    pub dedupe: Dedupe,
     /// How long a message's id is remembered.
     pub dedupe_window: Duration,
     /// What is kept of each channel.
     pub retention: Retention,
     /// Whether it keeps the newest entry of each key; see [`Engine::latest`].
     pub latest: bool,
+}
+
+/// Where a message whose id was published before is dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dedupe {
+    /// By the engine, as it is published: it is stored once.
+    Publish,
+    /// By each node, as it is delivered: copies may be stored, and take their room there. All nodes drop the same ones, as
+    /// long as each has room for the ids of the whole window.
+    Delivery,
 }
 
 /// Who keeps entries.
@@ -354,11 +371,33 @@ pub enum EngineError {
         /// What is wrong with it.
         what: &'static str,
     },
+    /// Of several servers another list is in force under the number of ours.
+    #[error("generation {generation} of the shards is another list: raise `generation` with every change of `shards`")]
+    OtherShards {
+        /// The number.
+        generation: u64,
+    },
     /// It said no, with this code of its own (`NOPERM`, `WRONGTYPE` …).
     #[error("the engine refused with {code}")]
     Refused {
         /// The code, at most 32 characters.
         code: String,
+    },
+    /// One of several servers is not there for its channels.
+    #[error("shard {shard}: {reason}")]
+    Shard {
+        /// Its host and port.
+        shard: String,
+        /// Why.
+        reason: Box<EngineError>,
+    },
+    /// The servers have a newer list of themselves than this gateway was given.
+    #[error("generation {in_force} of the shards is in force, this configuration has {generation}")]
+    Superseded {
+        /// Theirs.
+        in_force: u64,
+        /// Ours.
+        generation: u64,
     },
     /// There was no answer in time.
     #[error("the engine did not answer in time")]
@@ -379,6 +418,12 @@ pub enum EngineError {
         /// Bytes that they and their values may have.
         limit_bytes: usize,
     },
+    /// None of several servers knows of a list, and ours is not the first.
+    #[error("no shard knows of a generation before {generation}: begin with 1, or keep a shard of before")]
+    UnknownShards {
+        /// Its number.
+        generation: u64,
+    },
     /// There is no connection.
     #[error("the engine is not reachable")]
     Unreachable,
@@ -388,6 +433,14 @@ pub enum EngineError {
         /// The region that it belongs to, or `?` if that is no region's name.
         found: String,
     },
+}
+
+impl EngineError {
+    /// The same, of one of several servers, by its URL or its name.
+    pub(super) fn of_shard(shard: &str, reason: Self) -> Self {
+        let shard = shard.split_once("://").map_or(shard, |(_, name)| name).to_owned();
+        Self::Shard { shard, reason: Box::new(reason) }
+    }
 }
 
 /// Whether an item is stored although its publication failed.

@@ -1,8 +1,8 @@
 //! The fan-out backplane's engines: logs of channels that every node of a region shares, read by position.
 //!
 //! [`position`] and [`recover`] are pure: what a reader's place in a log is, and what can be proven of it later.
-//! [`engine`] is the contract that an engine keeps; [`memory`] and [`redis`] keep it, and `tests/engines` holds every
-//! engine to the same cases.
+//! [`engine`] is the contract that an engine keeps; [`memory`], [`redis`], [`nats`] and [`rabbitmq`] keep it, and
+//! `tests/engines` holds every engine to the same cases.
 #![cfg_attr(
     not(test),
     deny(
@@ -16,6 +16,7 @@
 )]
 
 pub mod backend;
+mod backoff;
 pub mod channels;
 pub mod client_frames;
 pub mod engine;
@@ -23,8 +24,10 @@ pub mod hold;
 pub mod hub;
 pub mod link;
 pub mod memory;
+pub mod nats;
 pub mod over_http;
 pub mod position;
+pub mod rabbitmq;
 pub mod recover;
 pub mod redis;
 pub mod regions;
@@ -33,4 +36,5 @@ pub mod resume;
 mod said;
 pub mod sink;
 pub mod subscriber;
+mod subscriptions;
 pub mod upstream;

@@ -14,6 +14,12 @@ pub const MAX_REGION_BYTES: usize = 32;
 /// The most bytes of an epoch.
 pub const MAX_EPOCH_BYTES: usize = 64;
 
+/// The epoch of places that are only known by their time.
+const TIME: &str = "since";
+
+/// How many characters the life of a store has, at the end of an epoch.
+const LIFE_CHARS: usize = 8;
+
 /// The highest number of an entry: what a double holds exactly, since Lua and JSON count in doubles.
 pub const MAX_N: u64 = (1 << 53) - 1;
 
@@ -29,8 +35,9 @@ pub struct Region(Arc<str>);
 
 /// Which life of a log an entry was written in: 1 to 64 of `A-Z`, `a-z`, `0-9`, `_` and `-`.
 ///
-/// It begins with the lineage of the process that wrote, so an epoch that never wrote an entry, that of a log before its
-/// first, is a prefix of the one which the log is born with.
+/// It begins with the lineage of the process that wrote, and may end with the life of the store that was written to. So an
+/// epoch that never wrote an entry, that of a log before its first, is the beginning or the end of the one which the log
+/// is born with.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Epoch(Arc<str>);
 
@@ -132,9 +139,15 @@ impl Epoch {
         &self.0
     }
 
-    /// Whether a log that was born with this epoch was born under `lineage`.
+    /// Whether both end with the same life of a store.
+    pub(super) fn shares_life(&self, other: &Self) -> bool {
+        let life = |epoch: &Self| epoch.0.get(epoch.0.len().saturating_sub(LIFE_CHARS)..).map(str::to_owned);
+        life(self).is_some_and(|own| own.len() == LIFE_CHARS && life(other) == Some(own))
+    }
+
+    /// Whether a log that was born with this epoch was born under `lineage`, or in a store of that life.
     pub fn is_of(&self, lineage: &Self) -> bool {
-        self.0.starts_with(&*lineage.0)
+        self.0.starts_with(&*lineage.0) || self.0.ends_with(&*lineage.0)
     }
 }
 
@@ -142,6 +155,17 @@ impl Position {
     /// The place before the first entry of a log that had none under this lineage.
     pub fn origin(region: Region, lineage: Epoch) -> Self {
         Self { region, epoch: lineage, n: 0, id: EntryId::default() }
+    }
+
+    /// A place that is only known by its time, in milliseconds since 1970: that of a reader to whom a log was not there yet.
+    pub fn at_time(region: Region, ms: u64) -> Self {
+        // No engine gives such an epoch: those begin with a lineage, which is longer.
+        Self { region, epoch: Epoch(TIME.into()), n: 1, id: EntryId { ms: ms.max(1), seq: 0 } }
+    }
+
+    /// The time, if that is all that is known of the place.
+    pub fn time(&self) -> Option<u64> {
+        (*self.epoch.0 == *TIME).then_some(self.id.ms)
     }
 
     /// Whether this is the place before the first entry.

@@ -12,6 +12,7 @@ use crate::grip::item::{Formats, HttpResponse, HttpStream, Item, WsMessage};
 use crate::grip::meta::Meta;
 use crate::grip::resume::{Delivery, PAYLOAD_LINE, write_delivery};
 use crate::ws::close::{CloseCode, MAX_REASON_BYTES};
+use crate::ws::deflate::{Deflater, MIN_DEFLATED_BYTES};
 use crate::ws::header::{ControlFrame, DataHeader, FrameHeader, Opcode};
 
 /// An item, read and framed.
@@ -86,13 +87,13 @@ impl Rendered {
 
     /// The same of a content that was changed for one client.
     pub fn with_line(&self, kind: Kind, content: &[u8], channel: &Channel, position: &Position) -> Vec<u8> {
-        lined_frame(kind, content, (channel, position, &self.id))
+        frame(kind, &lined(content, (channel, position, &self.id)))
     }
 }
 
-/// An unmasked frame with a whole message, for a client who can resume: behind a line with the channel, the position, and
-/// the id that its publisher gave it, empty for none.
-pub fn lined_frame(kind: Kind, content: &[u8], (channel, position, id): (&Channel, &Position, &str)) -> Vec<u8> {
+/// A whole message for a client who can resume: behind a line with the channel, the position, and the id that its
+/// publisher gave it, empty for none.
+pub fn lined(content: &[u8], (channel, position, id): (&Channel, &Position, &str)) -> Vec<u8> {
     let mut message = Vec::new();
     let delivery = Delivery {
         channel: channel.as_str().into(),
@@ -102,7 +103,20 @@ pub fn lined_frame(kind: Kind, content: &[u8], (channel, position, id): (&Channe
     };
     write_delivery(&delivery, &mut message);
     message.extend_from_slice(content);
-    frame(kind, &message)
+    message
+}
+
+/// An unmasked frame with a whole message, compressed by itself within the largest window unless it is small. RFC 7692
+/// §7.2.1. It is for every client that has that window and was promised `server_no_context_takeover`.
+pub fn deflated_frame(kind: Kind, content: &[u8]) -> Vec<u8> {
+    if kind.opcode().is_control() || (content.len() as u64) < MIN_DEFLATED_BYTES {
+        return frame(kind, content);
+    }
+    let mut deflated = Vec::new();
+    Deflater::new().feed(content, true, &mut deflated);
+    let (opcode, payload_bytes) = (kind.opcode(), deflated.len() as u64);
+    let header = FrameHeader { fin: true, rsv1: true, opcode, mask: None, payload_bytes };
+    [DataHeader::new(&header).as_bytes(), &deflated].concat()
 }
 
 /// An unmasked frame with a whole message. RFC 6455 §5.2.

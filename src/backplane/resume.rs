@@ -79,6 +79,8 @@ pub(super) struct Wanted {
 pub(super) struct Track {
     /// What is known of the client's place in the log of each region. At most one for each that is read.
     regions: BTreeMap<Region, OfRegion>,
+    /// From where on the channel was asked for, while no region's log is in force.
+    asked: Option<From>,
     /// Whether anything from before was asked for.
     resumed: bool,
     /// Positions that nothing can be done with here.
@@ -248,6 +250,8 @@ impl Resume {
                     track.regions.entry(place.region.clone()).or_default().from = Some(place.clone());
                 }
                 from = From::Places(places);
+            } else if let (From::Now, Some(asked)) = (&from, earlier.asked) {
+                from = asked;
             }
         }
         let mut own = Vec::new();
@@ -264,6 +268,7 @@ impl Resume {
         if !own.is_empty() {
             from = From::Places(own);
         }
+        track.asked = Some(from.clone());
         track.resumed = from != From::Now;
         (Wanted { from, ..wanted }, track)
     }
@@ -271,8 +276,18 @@ impl Resume {
 
 impl Track {
     /// The subscription is in force: says so, and what became of its place.
-    pub(super) fn subscribed(&mut self, channel: &Channel, top: &Position, recovery: Recovery, out: &mut Vec<u8>) {
-        self.pending_at = None;
+    ///
+    /// `since` has places in logs of other regions that are not there yet: of those that the client has none in it is told,
+    /// so that it does not miss what is stored there meanwhile, also if it goes before they are.
+    pub(super) fn subscribed(
+        &mut self,
+        channel: &Channel,
+        top: &Position,
+        recovery: Recovery,
+        since: Vec<Position>,
+        out: &mut Vec<u8>,
+    ) {
+        (self.pending_at, self.asked) = (None, None);
         let (channel, head) = (channel.as_str(), top.to_string());
         let lost = std::mem::take(&mut self.lost);
         for (position, why) in &lost {
@@ -302,6 +317,13 @@ impl Track {
             of.from = from_place;
         }
         tell(&Notice::Sub { channel: channel.into(), heads: vec![head.into()], state, replayed }, out);
+        for position in since {
+            let of = self.regions.entry(position.region.clone()).or_default();
+            if of.from.is_none() && of.last.is_none() {
+                tell(&Notice::Pos { channel: channel.into(), position: position.to_string().into() }, out);
+                of.from = Some(position);
+            }
+        }
     }
 
     /// The subscription to a channel of newest values is in force: all of them follow, wherever the client was. Of what it

@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use super::engine::{Channel, MessageId};
-use super::hub::{Form, From, Member, Notice, Part, Publication};
+use super::hub::{From, Member, Notice, Part, Publication};
 use super::position::{EntryId, Place, Position, Region};
 use super::recover::{Recovery, ReplayLimit, Why};
 use super::rendered::{Message, close_frame, frame, payload_frame};
@@ -57,6 +57,8 @@ pub struct Subscriber {
     refresh: bool,
     /// Where the client speaks the subprotocol `sluicegate.v1`.
     resume: Option<Box<Resume>>,
+    /// Whether newest values are compressed for it.
+    deflates: bool,
 }
 
 /// What a client has missed of a channel, and its backend can be asked for.
@@ -107,6 +109,7 @@ impl Subscriber {
             missed: VecDeque::new(),
             refresh: false,
             resume: None,
+            deflates: false,
         }
     }
 
@@ -117,8 +120,22 @@ impl Subscriber {
         let resume = Resume::new(settings, now);
         resume.hello(out);
         self.resume = Some(Box::new(resume));
-        self.member.set_form(Form::Lined);
+        self.member.form().lined = true;
         self
+    }
+
+    /// The same for a client that may be sent compressed messages within the largest window: what all such clients get of a
+    /// channel of newest values is compressed once for all of them.
+    #[must_use]
+    pub fn compressing(mut self) -> Self {
+        self.member.form().deflated = true;
+        self.deflates = true;
+        self
+    }
+
+    /// Whether some of what it appends is compressed.
+    pub fn deflates(&self) -> bool {
+        self.deflates
     }
 
     /// Whether the client speaks the subprotocol: then a message of its backend has an empty line in front
@@ -132,8 +149,11 @@ impl Subscriber {
     /// # Errors
     /// How it breaks the subprotocol.
     pub fn hear(&mut self, message: FromClient<'_>, now: Instant) -> Result<(), &'static str> {
-        let Self { resume: Some(resume), subscriptions, .. } = self else { return Ok(()) };
-        let is_subscribed = |channel: &str| Channel::new(channel).is_ok_and(|name| subscriptions.contains_key(&name));
+        let Self { resume: Some(resume), subscriptions, member, .. } = self else { return Ok(()) };
+        // Of newest values nothing is missed.
+        let is_subscribed = |channel: &str| {
+            Channel::new(channel).is_ok_and(|name| subscriptions.contains_key(&name) && !member.conflates(&name))
+        };
         let begun = resume.hear(message, now, is_subscribed)?;
         self.join(begun);
         Ok(())
@@ -221,6 +241,8 @@ impl Subscriber {
         let subscription = Subscription { filters, on_gap, last_id, links, linked, gapped: None, told, track: None };
         self.subscriptions.insert(channel.clone(), subscription);
         match &mut self.resume {
+            // It goes on where it is, or is to begin.
+            None if earlier.is_some() && from == From::Now => {}
             None => self.member.subscribe(&channel, from, limit),
             Some(resume) => {
                 let now_or_later = resume.subscribe(
@@ -301,14 +323,14 @@ impl Subscriber {
                 }
                 return;
             }
-            Notice::Subscribed { channel, top, recovery } => {
+            Notice::Subscribed { channel, top, recovery, since } => {
                 let gapped = matches!(recovery, Recovery::Gap(_));
                 if let Some(subscription) = self.subscriptions.get_mut(&channel) {
                     if !gapped && subscription.linked.as_ref().is_none_or(|linked| *linked == top.region) {
                         subscription.links = 0;
                     }
                     if let Some(track) = &mut subscription.track {
-                        track.subscribed(&channel, &top, recovery, out);
+                        track.subscribed(&channel, &top, recovery, since, out);
                     }
                 }
                 gapped.then_some((channel, top.region))

@@ -36,6 +36,7 @@ use crate::grip::resume::{FromClient, PAYLOAD_LINE};
 use crate::policy::keepalive::TcpSnapshot;
 use crate::tunnel::{Backlog, Verdict, Wire};
 use crate::ws::close::CloseCode;
+use crate::ws::error::ProtocolError;
 use crate::ws::header::{ControlFrame, DataHeader, FrameHeader, Opcode, Sender};
 use crate::ws::scan::{Scanner, Step};
 
@@ -44,6 +45,9 @@ const READ_BYTES: usize = 16 << 10;
 
 /// How often the backend is read for one question of the tunnel, when what it sends is for nobody.
 const READS: usize = 8;
+
+/// A bit of a frame's first byte that no extension here gives a meaning. RFC 6455 §5.2.
+const RSV2: u8 = 0x20;
 
 /// How long a backend that has detached may take to hear of the end.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -171,10 +175,15 @@ impl<S: Wire + 'static> GripUpstream<S> {
                 continue;
             }
             match self.scanner.next(rest) {
-                Err(_) => {
-                    // The tunnel reads the same, and knows what to say.
+                Err(rule) => {
+                    // The tunnel reads the same, and knows what to say. RSV1 it lets pass where values are compressed here,
+                    // and RSV2 never.
                     self.broken = true;
+                    let from = self.out.len();
                     self.out.extend_from_slice(rest);
+                    if let Some(first) = self.out.get_mut(from).filter(|_| rule == ProtocolError::ReservedBit) {
+                        *first |= RSV2;
+                    }
                     return;
                 }
                 Ok(Step::NeedMore) => break,
@@ -488,6 +497,10 @@ impl<S: Wire + 'static> Wire for GripUpstream<S> {
         if let Some(io) = &mut self.io {
             io.break_off();
         }
+    }
+
+    fn deflates(&self) -> bool {
+        self.subscriber.deflates()
     }
 
     fn backlog(&self) -> Option<Arc<dyn Backlog>> {

@@ -11,7 +11,7 @@ use super::model::{Backplane, EngineKind, GripSignature, Publish};
 use super::ranges;
 use super::raw_backplane::{RawBackplane, RawEngine, RawHistory, RawPublish};
 use super::units::{Count, Size};
-use super::{build_channels, build_redis, files};
+use super::{build_channels, build_nats, build_rabbitmq, build_redis, files};
 use crate::backplane::engine::{DEDUPE_WINDOW, Retention};
 use crate::backplane::position::{MAX_REGIONS, Region};
 use crate::grip::signature::{SigningKey, VerifyingKey};
@@ -35,7 +35,9 @@ pub(super) fn build(raw: &RawBackplane, base: &KeyPath, report: &mut Report<'_>)
     // Those with a fault have said so.
     let engines = engine.iter().chain(regions.iter().flatten().map(|(_, engine)| engine));
     let keeps_latest = engines.into_iter().all(EngineKind::keeps_latest);
-    let channels = build_channels::build(&raw.channels, keeps_latest, &ingest, base, report);
+    let own = region.as_ref().ok().map(Region::as_str);
+    let names: Vec<&str> = own.into_iter().chain(raw.regions.keys().map(String::as_str)).collect();
+    let channels = build_channels::build(&raw.channels, &names, keeps_latest, &ingest, base, report);
     let retention = history(&raw.history, &base.key("history"), report);
     let dedupe_window = raw.dedupe_window.map_or(DEDUPE_WINDOW, |span| span.0);
     report.extend(base, range::span("dedupe_window", dedupe_window, &ranges::DEDUPE_WINDOW));
@@ -132,6 +134,10 @@ fn engine(raw: &RawEngine, base: &KeyPath, report: &mut Report<'_>) -> Option<En
     match raw {
         RawEngine::Name(_) => Some(EngineKind::Memory),
         RawEngine::Redis(raw) => build_redis::build(&raw.redis, &base.key("redis"), report).map(EngineKind::Redis),
+        RawEngine::Nats(raw) => build_nats::build(&raw.nats, &base.key("nats"), report).map(EngineKind::Nats),
+        RawEngine::RabbitMq(raw) => {
+            build_rabbitmq::build(&raw.rabbitmq, &base.key("rabbitmq"), report).map(EngineKind::RabbitMq)
+        }
     }
 }
 
@@ -270,12 +276,12 @@ rules:
     }
 
     #[test]
-    fn redis_may_be_behind_sentinels_or_a_cluster() {
+    fn redis_may_be_behind_sentinels_or_a_cluster_or_in_shards() {
         let engine = |redis: &str| {
             let loaded = read(&format!("backplane: {{ engine: {{ redis: {redis} }} }}")).expect("sound");
             match loaded.config.backplane.expect("written").engine {
                 EngineKind::Redis(access) => access,
-                EngineKind::Memory => panic!("no Redis"),
+                other => panic!("no Redis: {other:?}"),
             }
         };
         let urls = vec!["rediss://a:26379".to_owned(), "rediss://b:26379".to_owned()];
@@ -290,6 +296,49 @@ rules:
         let access = engine(&format!("{{ cluster: {{ urls: {written} }}, password_file: a.key }}"));
         assert_eq!(access.servers, Servers::Cluster { urls });
         assert_eq!(access.credentials.password.as_deref(), Some("0123456789abcdef"));
+        let access = engine(
+            "{ shards: [\"redis://b\", \"redis://a:1\"], generation: 3, gone: [\"redis://c\"], password_file: a.key }",
+        );
+        let Servers::Shards(shards) = access.servers else { panic!("no shards") };
+        assert!(shards.list.urls().eq(["redis://a:1", "redis://b:6379"]));
+        assert!(shards.generation == 3 && shards.gone.iter().eq(["redis://c:6379"]));
+        assert_eq!(access.credentials.password.as_deref(), Some("0123456789abcdef"));
+    }
+
+    #[test]
+    fn nats_is_one_server_or_several_of_a_cluster() {
+        let engine = |nats: &str| {
+            let loaded = read(&format!("backplane: {{ engine: {{ nats: {nats} }} }}")).expect("sound");
+            match loaded.config.backplane.expect("written").engine {
+                EngineKind::Nats(access) => (access, loaded.warnings),
+                other => panic!("no NATS: {other:?}"),
+            }
+        };
+        let (access, warnings) = engine("{ url: \"tls://nats.internal:4222\", username: u, password_file: a.key }");
+        assert_eq!((access.urls, access.replicas), (vec!["tls://nats.internal:4222".to_owned()], 1));
+        assert_eq!(access.credentials.username.as_deref(), Some("u"));
+        assert_eq!(access.credentials.password.as_deref(), Some("0123456789abcdef"));
+        let told: Vec<_> = warnings.iter().filter(|warning| warning.path == "backplane.engine").collect();
+        assert!(told.len() == 1 && told[0].message.contains("sync_interval"), "{warnings:?}");
+        let (access, _) = engine("{ urls: [\"nats://a:4222\", \"nats://b:4222\"], replicas: 3 }");
+        assert_eq!((access.urls.len(), access.replicas), (2, 3));
+    }
+
+    #[test]
+    fn a_rabbitmq_is_a_url_and_who_we_are_there() {
+        let of = |written: &str| {
+            let loaded = read(&format!("backplane: {{ engine: {{ rabbitmq: {written} }} }}")).expect("sound");
+            assert!(loaded.warnings.iter().any(|warning| warning.path == "backplane.engine.rabbitmq"));
+            match loaded.config.backplane.expect("written").engine {
+                EngineKind::RabbitMq(access) => access,
+                other => panic!("{other:?}"),
+            }
+        };
+        let plain = of("{ url: \"amqp://a:5672\" }");
+        assert_eq!((plain.url.as_str(), plain.username, plain.password), ("amqp://a:5672", None, None));
+        let access = of("{ url: \"amqps://a/chat\", username: u, password_file: a.key }");
+        let known = (access.username.as_deref(), access.password.as_deref());
+        assert_eq!(known, (Some("u"), Some("0123456789abcdef")));
     }
 
     #[test]
@@ -310,11 +359,11 @@ rules:
             ),
             (
                 "backplane: { engine: { redis: { username: u } } }",
-                "backplane.engine.redis.url: this key is missing; allowed: one of `url`, `sentinel` and `cluster`",
+                "backplane.engine.redis.url: this key is missing; allowed: one of `url`, `sentinel`, `cluster` and `shards`",
             ),
             (
                 "backplane: { engine: { redis: { url: \"redis://a:1\", cluster: { urls: [\"redis://a:1\"] } } } }",
-                "backplane.engine.redis.cluster: this beside `url`; allowed: only one of `url`, `sentinel` and `cluster`",
+                "backplane.engine.redis.cluster: this beside `url`; allowed: only one of `url`, `sentinel`, `cluster` and ",
             ),
             (
                 "backplane: { engine: { redis: { cluster: { urls: [] } } } }",
@@ -337,8 +386,108 @@ rules:
                 "backplane.engine.redis.sentinel.master: \"\"; allowed: the name of a master",
             ),
             (
-                "backplane: { engine: { redis: { url: \"redis://a:1\", shards: [] } } }",
-                "backplane.engine.redis.shards: unknown key",
+                "backplane: { engine: { redis: { url: \"redis://a:1\", shard: [] } } }",
+                "backplane.engine.redis.shard: unknown key",
+            ),
+            (
+                "backplane: { engine: { redis: { url: \"redis://a:1\", generation: 1 } } }",
+                "backplane.engine.redis.generation: this without `shards`; allowed: only with `shards`",
+            ),
+            (
+                "backplane: { engine: { redis: { shards: [\"redis://a:1\"], generation: 1 } } }",
+                "backplane.engine.redis.shards: a list of 1; allowed: 2 to 64 URLs",
+            ),
+            (
+                "backplane: { engine: { redis: { shards: [\"redis://a:1\", \"redis://A:1\"], generation: 1 } } }",
+                "backplane.engine.redis.shards: a:1 twice; allowed: each server once",
+            ),
+            (
+                "backplane: { engine: { redis: { shards: [\"redis://a:1\", \"redis://u:secret@b\"], generation: 1 } } }",
+                "backplane.engine.redis.shards: a URL with a user; allowed: redis://HOST:PORT",
+            ),
+            (
+                "backplane: { engine: { redis: { shards: [\"redis://a:1\", \"redis://b:1\"] } } }",
+                "backplane.engine.redis.generation: this key is missing; allowed: a number from 1",
+            ),
+            (
+                "backplane: { engine: { redis: { shards: [\"redis://a:1\", \"redis://b:1\"], generation: 0 } } }",
+                "backplane.engine.redis.generation: 0; allowed: a number from 1",
+            ),
+            (
+                "backplane: { engine: { redis: { shards: [\"redis://a:1\", \"redis://b\"], generation: 2, gone: [\"redis://B:6379\"] } } }",
+                "backplane.engine.redis.gone: \"redis://b:6379\"; allowed: no server that is in `shards`",
+            ),
+            (
+                "backplane: { engine: { redis: { shards: [\"redis://a:1\", \"redis://b:1\"], generation: 1 } }, ingest: [{ streams: a, data_field: b }] }",
+                "backplane.ingest: streams of a Redis; allowed: only with",
+            ),
+            (
+                "backplane: { engine: { nast: { url: \"nats://a:1\" } } }",
+                "backplane.engine: a mapping; allowed: memory, or a mapping with redis, or a mapping with nats",
+            ),
+            (
+                "backplane: { engine: { nats: { url: \"localhost\" } } }",
+                "backplane.engine.nats.url: \"localhost\"; allowed: nats://HOST:PORT or tls://HOST:PORT",
+            ),
+            (
+                "backplane: { engine: { nats: { urls: [\"nats://a:1\", \"nats://u:secret@a:1\"] } } }",
+                "backplane.engine.nats.urls[1]: a URL with a user; allowed",
+            ),
+            (
+                "backplane: { engine: { nats: { urls: [\"nats://a:1\", \"tls://a:1\"] } } }",
+                "backplane.engine.nats.urls[1]: \"tls://a:1\"; allowed: a URL that begins as the first does",
+            ),
+            (
+                "backplane: { engine: { nats: { urls: [] } } }",
+                "backplane.engine.nats.urls: a list of 0; allowed: 1 to 64 URLs",
+            ),
+            (
+                "backplane: { engine: { nats: { replicas: 3 } } }",
+                "backplane.engine.nats.url: this key is missing; allowed: one of `url` and `urls`",
+            ),
+            (
+                "backplane: { engine: { nats: { url: \"nats://a:1\", urls: [\"nats://a:1\"] } } }",
+                "backplane.engine.nats.urls: this beside `url`; allowed: only one of `url` and `urls`",
+            ),
+            (
+                "backplane: { engine: { nats: { url: \"nats://a:1\", replicas: 6 } } }",
+                "backplane.engine.nats.replicas: 6; allowed: a number from 1",
+            ),
+            (
+                "backplane: { engine: { nats: { url: \"nats://a:1\", password_file: a.key } } }",
+                "backplane.engine.nats.password_file: \"a.key\"; allowed: a `username` beside it",
+            ),
+            (
+                "backplane: { engine: { nats: { url: \"nats://a:1\" } }, ingest: [{ streams: a, data_field: b }] }",
+                "backplane.ingest: streams of a Redis; allowed: only with",
+            ),
+            (
+                "backplane: { engine: { rabbitmq: { username: u } } }",
+                "backplane.engine.rabbitmq.url: this key is missing",
+            ),
+            (
+                "backplane: { engine: { rabbitmq: { url: \"amqp://u:secret@a:1\" } } }",
+                "backplane.engine.rabbitmq.url: a URL with a user; allowed: amqp://HOST:PORT/VHOST",
+            ),
+            (
+                "backplane: { engine: { rabbitmq: { url: \"amqp://a:1?heartbeat=1\" } } }",
+                "backplane.engine.rabbitmq.url: \"amqp://a:1?heartbeat=1\"; allowed",
+            ),
+            (
+                "backplane: { engine: { rabbitmq: { url: \"redis://a:1\" } } }",
+                "backplane.engine.rabbitmq.url: \"redis://a:1\"; allowed",
+            ),
+            (
+                "backplane: { engine: { rabbitmq: { url: \"amqp://a:1\", password_file: none } } }",
+                "backplane.engine.rabbitmq.password_file: \"none\"; allowed: a file that can be read",
+            ),
+            (
+                "backplane: { engine: { rabbitmq: { url: \"amqp://a:1\", stream: x } } }",
+                "backplane.engine.rabbitmq.stream: unknown key",
+            ),
+            (
+                "backplane: { engine: { rabbitmq: { url: \"amqp://a\" } }, ingest: [{ streams: a, data_field: b }] }",
+                "backplane.ingest: streams of a Redis; allowed: only with an engine that is one Redis server",
             ),
             (
                 "backplane: { history: { max_messages: 0 } }",

@@ -12,6 +12,7 @@ use crate::policy::{Fault, range};
 
 pub(super) fn build(
     raw: &[RawChannel],
+    regions: &[&str],
     keeps_latest: bool,
     ingest: &[IngestRule],
     base: &KeyPath,
@@ -26,7 +27,7 @@ pub(super) fn build(
     let mut rules: Vec<ChannelRule> = Vec::new();
     for (nth, raw) in raw.iter().enumerate() {
         let base = base.index(nth);
-        let Some(rule) = rule(raw, &base, report) else { continue };
+        let Some(rule) = rule(raw, regions, &base, report) else { continue };
         let mut fault = |key, found: String, allowed: &str| report.extend(&base, Some(Fault::new(key, found, allowed)));
         if rules.iter().any(|other| other.prefix == rule.prefix) {
             fault("prefix", format!("{:?} again", rule.prefix), "a prefix that no other rule has");
@@ -61,21 +62,23 @@ fn refusals(prefix: &str, keeps_latest: bool, ingest: &[IngestRule]) -> [(bool, 
     ]
 }
 
-fn rule(raw: &RawChannel, base: &KeyPath, report: &mut Report<'_>) -> Option<ChannelRule> {
+fn rule(raw: &RawChannel, regions: &[&str], base: &KeyPath, report: &mut Report<'_>) -> Option<ChannelRule> {
     let prefix = raw.prefix.clone()?;
     if !(1..=MAX_CHANNEL_BYTES).contains(&prefix.len()) {
         let allowed = format!("1 to {MAX_CHANNEL_BYTES} bytes");
         report.extend(base, Some(Fault::new("prefix", format!("a text of {} bytes", prefix.len()), allowed)));
         return None;
     }
-    let home = match raw.home.as_deref().map(Region::new) {
+    let home = match raw.home.as_deref() {
         None => None,
-        Some(Ok(region)) => Some(region),
-        Some(Err(_)) => {
-            let found = format!("{:?}", raw.home.as_deref().unwrap_or_default());
-            report.extend(base, Some(Fault::new("home", found, "the name of a region")));
-            return None;
-        }
+        Some(name) => match Region::new(name).ok().filter(|region| regions.contains(&region.as_str())) {
+            Some(region) => Some(region),
+            None => {
+                let allowed = "the name of our own region or one of `regions`";
+                report.extend(base, Some(Fault::new("home", format!("{name:?}"), allowed)));
+                return None;
+            }
+        },
     };
     let conflate = match &raw.conflate {
         Some(raw) => Some(conflation(raw, &base.key("conflate"), report)?),
@@ -147,7 +150,10 @@ mod tests {
                 "backplane.channels[0].prefix: a text of 0 bytes; allowed: 1 to 512 bytes",
             ),
             ("channels: [{ prefix: a }, { prefix: a }]", "backplane.channels[1].prefix: \"a\" again; allowed"),
-            ("channels: [{ prefix: a, home: eu }]", "backplane.channels[0].home: this key is not in this version"),
+            (
+                "region: eu, channels: [{ prefix: a, home: us }]",
+                "backplane.channels[0].home: \"us\"; allowed: the name of our own region or one of `regions`",
+            ),
             (
                 "channels: [{ prefix: a, conflate: { interval: 5ms } }]",
                 "backplane.channels[0].conflate.interval: \"5ms\"; allowed: a duration from",

@@ -1,11 +1,15 @@
 //! From what the user wrote about Redis to what the program uses.
 
+use std::collections::BTreeSet;
+
 use super::build::Report;
 use super::files;
 use super::key_path::KeyPath;
 use super::model::{EngineKind, RedisAccess};
 use super::raw_backplane::{RawIngest, RawRedis};
-use crate::backplane::redis::{Credentials, IngestRule, Pattern, Servers};
+use crate::backplane::redis::{
+    Credentials, IngestRule, List, ListError, MAX_GENERATION, MAX_SHARDS, MIN_SHARDS, Pattern, Servers, Shards,
+};
 use crate::policy::Fault;
 
 /// The most URLs of a list.
@@ -15,7 +19,10 @@ const MAX_URLS: usize = 64;
 const MAX_INGEST_RULES: usize = 64;
 
 /// The ways to say which servers there are.
-const SERVERS: [&str; 3] = ["url", "sentinel", "cluster"];
+const SERVERS: [&str; 4] = ["url", "sentinel", "cluster", "shards"];
+
+/// What is of shards alone.
+const OF_SHARDS: [&str; 2] = ["generation", "gone"];
 
 pub(super) fn build(raw: &RawRedis, base: &KeyPath, report: &mut Report<'_>) -> Option<RedisAccess> {
     let servers = servers(raw, base, report);
@@ -41,8 +48,8 @@ pub(super) fn ingest(
     let has_streams = match engine {
         // It has a fault already.
         None => true,
-        Some(EngineKind::Memory) => false,
-        Some(EngineKind::Redis(access)) => !matches!(access.servers, Servers::Cluster { .. }),
+        Some(EngineKind::Memory | EngineKind::Nats(_) | EngineKind::RabbitMq(_)) => false,
+        Some(EngineKind::Redis(access)) => !matches!(access.servers, Servers::Cluster { .. } | Servers::Shards(_)),
     };
     if !raw.is_empty() && !has_streams {
         let allowed = "only with an engine that is one Redis server, or a master that Sentinel names";
@@ -84,17 +91,28 @@ fn servers(raw: &RawRedis, base: &KeyPath, report: &mut Report<'_>) -> Option<Se
     let written: Vec<&str> = SERVERS.into_iter().filter(|key| report.source.has(&base.key(key))).collect();
     match written.as_slice() {
         [] => {
-            let allowed = "one of `url`, `sentinel` and `cluster`";
+            let allowed = "one of `url`, `sentinel`, `cluster` and `shards`";
             report.extend(base, Some(Fault::new("url", "this key is missing", allowed)));
             return None;
         }
         [_] => {}
         [first, others @ ..] => {
-            let allowed = "only one of `url`, `sentinel` and `cluster`";
+            let allowed = "only one of `url`, `sentinel`, `cluster` and `shards`";
             let fault = |key: &&str| Fault::new(*key, format!("this beside `{first}`"), allowed);
             report.extend(base, others.iter().map(fault));
             return None;
         }
+    }
+    if written != ["shards"] {
+        let alone = OF_SHARDS.into_iter().filter(|key| report.source.has(&base.key(key)));
+        let faults: Vec<_> = alone.map(|key| Fault::new(key, "this without `shards`", "only with `shards`")).collect();
+        if !faults.is_empty() {
+            report.extend(base, faults);
+            return None;
+        }
+    }
+    if let Some(urls) = &raw.shards {
+        return shards(raw, urls, base, report).map(Servers::Shards);
     }
     if let Some(url) = &raw.url {
         return is_url("url", url, base, report).then(|| Servers::Standalone { url: url.clone() });
@@ -111,6 +129,53 @@ fn servers(raw: &RawRedis, base: &KeyPath, report: &mut Report<'_>) -> Option<Se
     }
     let urls = urls(raw.cluster.as_ref()?.urls.as_ref()?, &base.key("cluster"), report)?;
     Some(Servers::Cluster { urls })
+}
+
+fn shards(raw: &RawRedis, urls: &[String], base: &KeyPath, report: &mut Report<'_>) -> Option<Shards> {
+    let mut sound = true;
+    let mut fault = |key: &str, found: String, allowed: String| {
+        report.extend(base, Some(Fault::new(key, found, allowed)));
+        sound = false;
+    };
+    let list = List::new(urls.iter().map(String::as_str));
+    if let Err(error) = &list {
+        let allowed = match error {
+            ListError::Count(_) => format!("{MIN_SHARDS} to {MAX_SHARDS} URLs"),
+            ListError::Url(_) => "redis://HOST:PORT or rediss://HOST:PORT, without a user, password or path".to_owned(),
+            ListError::Twice(_) => "each server once".to_owned(),
+        };
+        fault("shards", told(error), allowed);
+    }
+    let generation = raw.generation.unwrap_or_default();
+    if !(1..=MAX_GENERATION).contains(&generation) {
+        let found = raw.generation.map_or_else(|| "this key is missing".to_owned(), |found| found.to_string());
+        let allowed = format!("a number from 1 to {MAX_GENERATION}, higher with every change of `shards`");
+        fault("generation", found, allowed);
+    }
+    let mut gone = BTreeSet::new();
+    for url in raw.gone.iter().flatten() {
+        match List::server(url) {
+            Ok(server) if list.iter().flat_map(List::urls).any(|url| url == server) => {
+                fault("gone", format!("{server:?}"), "no server that is in `shards`".to_owned());
+            }
+            Ok(server) => drop(gone.insert(server)),
+            Err(error) => fault("gone", told(&error), "redis://HOST:PORT or rediss://HOST:PORT".to_owned()),
+        }
+    }
+    if gone.len() > MAX_URLS {
+        fault("gone", format!("a list of {}", gone.len()), format!("at most {MAX_URLS} URLs"));
+    }
+    list.ok().filter(|_| sound).map(|list| Shards { list, generation, gone })
+}
+
+/// Without what stands before an @, which may be a secret.
+fn told(error: &ListError) -> String {
+    match error {
+        ListError::Url(url) if url.contains('@') => "a URL with a user".to_owned(),
+        ListError::Url(url) => format!("{url:?}"),
+        ListError::Count(count) => format!("a list of {count}"),
+        ListError::Twice(name) => format!("{name} twice"),
+    }
 }
 
 fn urls(urls: &[String], base: &KeyPath, report: &mut Report<'_>) -> Option<Vec<String>> {
@@ -155,9 +220,14 @@ fn credentials(
 ) -> Option<Credentials> {
     let username = username.cloned();
     let Some(file) = password_file else { return Some(Credentials { username, password: None }) };
+    password(file, base, report).map(|password| Credentials { username, password: Some(password) })
+}
+
+/// The text of a `password_file`.
+pub(super) fn password(file: &str, base: &KeyPath, report: &mut Report<'_>) -> Option<String> {
     let read = files::read_secret(report.source, file);
     match read.and_then(|secret| String::from_utf8(secret).map_err(|_| "it is not text".to_owned())) {
-        Ok(password) => Some(Credentials { username, password: Some(password) }),
+        Ok(password) => Some(password),
         Err(why) => {
             let allowed = format!("a file that can be read ({why})");
             report.extend(base, Some(Fault::new("password_file", format!("{file:?}"), allowed)));

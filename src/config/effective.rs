@@ -142,6 +142,8 @@ fn place_backplane(backplane: &mut Value, main: &Source) {
         }
     }
     for (at_key, key) in [
+        ("engine.nats", "password_file"),
+        ("engine.rabbitmq", "password_file"),
         ("engine.redis", "password_file"),
         ("engine.redis.sentinel", "password_file"),
         ("publish", "token_file"),

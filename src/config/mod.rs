@@ -7,7 +7,9 @@
 mod build;
 mod build_backplane;
 mod build_channels;
+mod build_nats;
 mod build_proxy;
+mod build_rabbitmq;
 mod build_redis;
 mod build_rule;
 mod build_tls;
@@ -40,8 +42,8 @@ pub use effective::Effective;
 pub use fault::{ConfigFault, Warning};
 pub use model::{
     AccessLog, Action, Admin, Backplane, BackplaneMode, Balance, Bind, CompressionMode, Config, EngineKind,
-    GripSignature, HeadLimits, HttpLimits, Limits, Listener, PerIp, Publish, RedisAccess, Respond, Rule, Shutdown,
-    Sticky, Upstream, UpstreamTls, WebSocketMode,
+    GripSignature, HeadLimits, HttpLimits, Limits, Listener, NatsAccess, PerIp, Publish, RedisAccess, Respond, Rule,
+    Shutdown, Sticky, Upstream, UpstreamTls, WebSocketMode,
 };
 pub use shape::schema;
 pub use simple::{AdminBind, simple};

@@ -14,7 +14,9 @@ use super::effective::Effective;
 use crate::backplane::channels::ChannelRules;
 use crate::backplane::engine::{DEDUPE_WINDOW, Retention};
 use crate::backplane::hub::InboxLimit;
+use crate::backplane::nats;
 use crate::backplane::position::Region;
+use crate::backplane::rabbitmq;
 use crate::backplane::redis::{Credentials, IngestRule, Servers};
 use crate::grip::signature::{SigningKey, VerifyingKey};
 use crate::policy::client_address::{Source, TrustedProxies};
@@ -288,6 +290,21 @@ pub enum EngineKind {
     Memory,
     /// In Redis.
     Redis(RedisAccess),
+    /// In NATS JetStream.
+    Nats(NatsAccess),
+    /// In RabbitMQ.
+    RabbitMq(rabbitmq::Access),
+}
+
+/// The servers of a NATS engine, and how they are reached.
+#[derive(Clone)]
+pub struct NatsAccess {
+    /// Servers of one cluster.
+    pub urls: Vec<String>,
+    /// The user and the password there.
+    pub credentials: nats::Credentials,
+    /// How many servers keep the stream.
+    pub replicas: usize,
 }
 
 /// The servers of a Redis engine, and how they are reached.
@@ -306,6 +323,7 @@ impl EngineKind {
     pub const fn keeps_latest(&self) -> bool {
         match self {
             Self::Memory | Self::Redis(_) => true,
+            Self::Nats(_) | Self::RabbitMq(_) => false,
         }
     }
 }
@@ -315,6 +333,8 @@ impl fmt::Debug for EngineKind {
         match self {
             Self::Memory => f.write_str("Memory"),
             Self::Redis(access) => write!(f, "Redis({:?})", access.servers),
+            Self::Nats(access) => write!(f, "Nats({:?})", access.urls),
+            Self::RabbitMq(access) => write!(f, "RabbitMq({:?})", access.url),
         }
     }
 }

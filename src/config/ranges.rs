@@ -24,6 +24,7 @@ pub const DEDUPE_WINDOW: RangeInclusive<Duration> = millis(1000, 24 * HOUR);
 pub const HISTORY_MESSAGES: RangeInclusive<u64> = 1..=100_000;
 pub const HISTORY_AGE: RangeInclusive<Duration> = millis(1000, 24 * HOUR);
 pub const HISTORY_BYTES: RangeInclusive<u64> = 1024..=1 << 30;
+pub const NATS_REPLICAS: RangeInclusive<u64> = 1..=5;
 pub const CONFLATE_INTERVAL: RangeInclusive<Duration> = millis(10, 10_000);
 pub const QUEUE_MESSAGES: RangeInclusive<u64> = 1..=100_000;
 pub const QUEUE_BYTES: RangeInclusive<u64> = 1024..=1 << 30;

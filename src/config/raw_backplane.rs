@@ -43,7 +43,7 @@ pub struct RawBackplane {
     /// that tries again publish twice.
     pub dedupe_window: Option<Span>,
     /// Streams in the engine's Redis that others fill with plain XADD, delivered as channels. Default: none. At most 64;
-    /// not with `engine: memory`, and not in a Cluster.
+    /// only with Redis, and not in a Cluster.
     pub ingest: Vec<RawIngest>,
     /// What channels are, by how their names begin. Default: none. At most 64; of several that fit a channel the one with
     /// the longest `prefix` counts.
@@ -62,6 +62,10 @@ pub enum RawEngine {
     Name(RawEngineName),
     /// In Redis.
     Redis(RawRedisEngine),
+    /// In NATS.
+    Nats(RawNatsEngine),
+    /// In RabbitMQ.
+    RabbitMq(RawRabbitMqEngine),
 }
 
 /// In this process.
@@ -76,26 +80,87 @@ pub enum RawEngineName {
 #[serde(deny_unknown_fields)]
 pub struct RawRedisEngine {
     /// The servers. Required.
-    pub redis: RawRedis,
+    pub redis: Box<RawRedis>,
 }
 
-/// The servers of a Redis engine: exactly one of `url`, `sentinel` and `cluster`.
+/// In NATS JetStream.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawNatsEngine {
+    /// The servers. Required.
+    pub nats: RawNats,
+}
+
+/// The servers of a NATS engine: exactly one of `url` and `urls`.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+#[schemars(extend("oneOf" = [{ "required": ["url"] }, { "required": ["urls"] }]))]
+pub struct RawNats {
+    /// `nats://HOST:PORT`, or `tls://HOST:PORT` for TLS. Required: this or `urls`, exactly one. No password in it: see
+    /// `password_file`.
+    pub url: Option<String>,
+    /// The same of several servers of one cluster, 1 to 64, of which one at a time is connected to. Default: none.
+    pub urls: Option<Vec<String>>,
+    /// The user. Default: none.
+    pub username: Option<String>,
+    /// A file with the password. Default: none.
+    pub password_file: Option<String>,
+    /// How many servers of a cluster keep the stream, where this gateway makes it. Default 1, 1 to 5; more
+    /// than 1 needs NATS 2.12.
+    pub replicas: Option<Count>,
+}
+
+/// The servers of a Redis engine: exactly one of `url`, `sentinel`, `cluster` and `shards`.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 #[schemars(extend(
-    "oneOf" = [{ "required": ["url"] }, { "required": ["sentinel"] }, { "required": ["cluster"] }],
+    "oneOf" = [
+        { "required": ["url"] },
+        { "required": ["sentinel"] },
+        { "required": ["cluster"] },
+        { "required": ["shards", "generation"] },
+    ],
 ))]
 pub struct RawRedis {
-    /// `redis://HOST:PORT`, or `rediss://HOST:PORT` for TLS. Required: this, `sentinel` or `cluster`, exactly one. No
-    /// password in it: see `password_file`.
+    /// `redis://HOST:PORT`, or `rediss://HOST:PORT` for TLS. Required: this, `sentinel`, `cluster` or `shards`, exactly one.
+    /// No password in it: see `password_file`.
     pub url: Option<String>,
     /// A master that Sentinel names, instead of `url`.
     pub sentinel: Option<RawSentinel>,
     /// A Cluster of Redis 7.0 or later, instead of `url`.
     pub cluster: Option<RawCluster>,
+    /// 2 to 64 independent servers, each with a part of the channels, instead of `url`: `redis://HOST:PORT` or
+    /// `rediss://HOST:PORT`. Default: none.
+    pub shards: Option<Vec<String>>,
+    /// Which list of `shards` this is: 1 for the first, and a higher number with every change. Required with `shards`.
+    pub generation: Option<u64>,
+    /// Shards of before that are lost for good, so that their leaving is not waited for. Default: none.
+    pub gone: Option<Vec<String>>,
     /// The user. Default: Redis's `default`.
     pub username: Option<String>,
     /// A file with the password. Default: none.
+    pub password_file: Option<String>,
+}
+
+/// In RabbitMQ.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawRabbitMqEngine {
+    /// The broker. Required.
+    pub rabbitmq: RawRabbitMq,
+}
+
+/// The broker of a RabbitMQ engine.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+#[schemars(extend("required" = ["url"]))]
+pub struct RawRabbitMq {
+    /// `amqp://HOST:PORT/VHOST`, or `amqps://HOST:PORT/VHOST` for TLS. Without a path the virtual host is `/`. Required.
+    /// No password in it: see `password_file`.
+    pub url: Option<String>,
+    /// The user. Default: RabbitMQ's `guest`.
+    pub username: Option<String>,
+    /// A file with the password. Default: none, and the password is `guest`.
     pub password_file: Option<String>,
 }
 

@@ -159,9 +159,16 @@ impl Errors<'_> {
                 let is_of_its_kind = |errors: &&Vec<ValidationError<'static>>| {
                     !errors.iter().any(|inner| inner.instance_path() == error.instance_path() && is_other_kind(inner))
                 };
-                match context.iter().find(is_of_its_kind) {
-                    Some(errors) => errors.iter().for_each(|inner| self.explain(inner)),
-                    None => self.wrong(path, error),
+                // Of several mappings the one whose keys these are.
+                let has_its_keys = |errors: &&Vec<ValidationError<'static>>| {
+                    !errors.iter().any(|inner| inner.instance_path() == error.instance_path())
+                };
+                let mut mappings = context.iter().filter(is_of_its_kind);
+                match (mappings.clone().find(has_its_keys), mappings.next(), mappings.next()) {
+                    (Some(errors), ..) | (None, Some(errors), None) => {
+                        errors.iter().for_each(|inner| self.explain(inner));
+                    }
+                    _ => self.wrong(path, error),
                 }
             }
             ValidationErrorKind::AdditionalProperties { unexpected } => {

@@ -7,9 +7,8 @@ use super::key_path::{KeyPath, Step, shown};
 use super::yaml::Source;
 
 /// Keys by the place of the mapping that they stand in. `[]` is any index; `defaults` has those of a rule.
-const KEYS: [(&str, &[&str]); 4] = [
+const KEYS: [(&str, &[&str]); 3] = [
     ("", &["upgrade_socket"]),
-    ("backplane.channels[]", &["home"]),
     ("probes", &["prestop_token_file"]),
     ("upstreams[]", &["health_check", "slow_start", "admission"]),
 ];

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::build_rule::Place;
 use super::fault::Warning;
 use super::key_path::KeyPath;
-use super::model::{Config, Rule, Sticky, WebSocketMode};
+use super::model::{Config, EngineKind, Rule, Sticky, WebSocketMode};
 use super::yaml::Source;
 use crate::policy::client_address::Peer;
 
@@ -38,6 +38,22 @@ pub fn all(config: &Config, main: &Source, places: &[(&Source, KeyPath)]) -> Vec
             main,
             &root.join("shutdown.spread"),
             "longer than `drain`, so the last sessions are cut without a Close frame",
+        );
+    }
+    if config.backplane.as_ref().is_some_and(|backplane| matches!(backplane.engine, EngineKind::Nats(_))) {
+        warn(
+            main,
+            &root.join("backplane.engine"),
+            "nats: unless its `sync_interval` says otherwise, the server writes to its disk every minute or two, so a \
+             power failure there takes entries that publishers were told are stored",
+        );
+    }
+    if config.backplane.as_ref().is_some_and(|backplane| matches!(backplane.engine, EngineKind::RabbitMq(_))) {
+        warn(
+            main,
+            &root.join("backplane.engine.rabbitmq"),
+            "RabbitMQ stores every copy of a publication: gateways drop those within `dedupe_window` as they deliver, \
+             while they have room for its ids; `history` is a bound of each gateway's, and a new stream keeps 1 GiB",
         );
     }
     for (index, upstream) in config.upstreams.iter().enumerate() {

@@ -14,7 +14,7 @@ use super::engines;
 use super::socket::Socket;
 use super::upstreams::{Preference, Upstream};
 use crate::admin::Readiness;
-use crate::backplane::channels::ChannelRules;
+use crate::backplane::channels::{ChannelRule, ChannelRules};
 use crate::backplane::engine::Channel;
 use crate::backplane::hub::{ChannelPlan, Hub, InboxLimit, Member};
 use crate::backplane::position::{PositionError, Region};
@@ -30,7 +30,8 @@ use crate::grip::extension::OptIn;
 use crate::grip::filters::Filter;
 use crate::grip::headers::{Added, Feature, add_request};
 use crate::metrics::{BackplaneMetrics, Metrics, RuleMetrics};
-use crate::tunnel;
+use crate::tunnel::{self, Compression};
+use crate::ws::deflate::WINDOW_BITS;
 
 /// What this version can do, as backends are told.
 const FEATURES: [Feature; 11] = [
@@ -86,7 +87,8 @@ impl Backplane {
         let metrics = metrics.backplane(&names);
         let nth = |region: &Region| engines.iter().position(|engine| engine.region() == region);
         let failover = config.publish_failover.iter().filter_map(nth).collect();
-        let homes = Homes::default();
+        let of_rule = |rule: &ChannelRule| (rule.prefix.clone(), rule.home.as_ref().and_then(nth));
+        let homes = Homes::new(config.channels.iter().map(of_rule).collect());
         let regions = Regions::new(engines, failover, homes.clone());
         let home = Box::new(move |channel: &Channel| homes.of(channel));
         let channels = Arc::new(config.channels.clone());
@@ -181,18 +183,18 @@ pub struct RuleBackplane {
 }
 
 impl RuleBackplane {
-    /// The stream of a backend that has opted in, with what was read of it behind its 101. `backend` is the same over
-    /// HTTP, and `resume` for a client that was answered the subprotocol `sluicegate.v1`.
+    /// The stream of a backend that has opted in, with what was read of it behind its 101, for a client. `backend` is the
+    /// same over HTTP, and `resume` for a client that was answered the subprotocol `sluicegate.v1`.
     pub fn upstream(
         &self,
         io: Socket,
         preread: Vec<u8>,
         opt_in: OptIn,
         backend: Arc<ClientBackend>,
-        (rule, metrics): (&str, &RuleMetrics),
+        (rule, subscriber): (&str, Subscriber),
         resume: Option<resume::Settings>,
     ) -> GripUpstream<Socket> {
-        let (limits, subscriber) = (self.shared.limits.clone(), self.subscriber(metrics));
+        let limits = self.shared.limits.clone();
         let setup = Setup { opt_in, limits, subscriber, backend: Arc::new(backend), resume, rule: rule.to_owned() };
         GripUpstream::new(io, preread, setup)
     }
@@ -202,9 +204,16 @@ impl RuleBackplane {
         self.shared.hub.join(self.queue).measured(metrics.message_latency_backplane.clone())
     }
 
-    /// A client, without a subscription yet.
-    pub fn subscriber(&self, metrics: &RuleMetrics) -> Subscriber {
-        Subscriber::new(self.member(metrics), self.shared.limits.clone())
+    /// A client, without a subscription yet, of a session with this compression.
+    pub fn subscriber(&self, metrics: &RuleMetrics, compression: Compression) -> Subscriber {
+        let subscriber = Subscriber::new(self.member(metrics), self.shared.limits.clone());
+        match compression {
+            // For smaller windows the tunnel compresses, for each by itself.
+            Compression::Terminate { window_bits: WINDOW_BITS } if self.shared.channels.conflate() => {
+                subscriber.compressing()
+            }
+            _ => subscriber,
+        }
     }
 
     /// The backend over HTTP, for the client whose handshake was `sent`. `timeout` is for its answers.

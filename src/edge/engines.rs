@@ -4,8 +4,10 @@ use std::sync::Arc;
 
 use crate::backplane::engine::Engine;
 use crate::backplane::memory::{self, MemoryEngine};
+use crate::backplane::nats::{self, NatsEngine};
 use crate::backplane::position::{PositionError, Region};
-use crate::backplane::redis::{self, RedisEngine};
+use crate::backplane::rabbitmq::{self, RabbitEngine};
+use crate::backplane::redis;
 use crate::config::{Backplane, EngineKind};
 
 /// Starts the engine of a region. One that is elsewhere is connected to in the background, for as long as it takes: until
@@ -29,7 +31,21 @@ pub fn start(kind: &EngineKind, region: Region, config: &Backplane) -> Result<Ar
                 dedupe_window,
                 ..redis::Settings::new(access.servers.clone())
             };
-            Arc::new(RedisEngine::start(region, settings))
+            redis::start(region, settings)
+        }
+        EngineKind::Nats(access) => {
+            let settings = nats::Settings {
+                credentials: access.credentials.clone(),
+                replicas: access.replicas,
+                retention,
+                dedupe_window,
+                ..nats::Settings::new(access.urls.clone())
+            };
+            Arc::new(NatsEngine::start(region, settings))
+        }
+        EngineKind::RabbitMq(access) => {
+            let settings = rabbitmq::Settings { retention, dedupe_window, ..rabbitmq::Settings::new(access.clone()) };
+            Arc::new(RabbitEngine::start(region, settings))
         }
     })
 }

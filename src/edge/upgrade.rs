@@ -183,7 +183,7 @@ pub async fn serve<C: Client>(
         (Stream::Socket(io), Some(backplane), Some(opt_in)) => {
             let backend = backplane.backend(&to, &choice.preference, &asked.sent, rule.upstream_timeout);
             let resume = resume(backplane);
-            let of = (&**name, &*rule.metrics);
+            let of = (&**name, backplane.subscriber(&rule.metrics, compression));
             let opening =
                 opening.map_upstream(|(), preread| backplane.upstream(io, preread, opt_in, backend, of, resume));
             tokio::spawn(run(Session::new(opening), held, gateway, returning));
@@ -193,7 +193,7 @@ pub async fn serve<C: Client>(
             tokio::spawn(run(Session::new(opening), held, gateway, returning));
         }
         (Stream::OverHttp(opened), Some(backplane), _) => {
-            let subscriber = backplane.subscriber(&rule.metrics);
+            let subscriber = backplane.subscriber(&rule.metrics, compression);
             let upstream = opened.into_upstream(subscriber, resume(backplane), name.clone());
             tokio::spawn(run(Session::new(opening.with_upstream(upstream)), held, gateway, returning));
         }

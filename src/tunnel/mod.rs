@@ -49,6 +49,13 @@ pub trait Wire: AsyncRead + AsyncWrite + Unpin + Send {
         None
     }
 
+    /// Whether messages of an upstream's stream may be compressed for the client already, each by itself and within the
+    /// window that was agreed on (RFC 7692 §7.2.3): they pass as they are. What its peer compresses is no such message: the
+    /// stream must not let it through.
+    fn deflates(&self) -> bool {
+        false
+    }
+
     /// What the client is to be told, in whole frames, before it is closed because the process ends.
     fn farewell(&mut self) -> Option<Vec<u8>> {
         None

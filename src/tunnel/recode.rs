@@ -3,15 +3,13 @@
 //!
 //! Payload is recoded as it arrives: what one read has of a message becomes a frame, or several of some size, so no
 //! message is gathered, and one that comes in one read is one frame again. Messages that a client did not compress, and
-//! small ones of an upstream, pass as they are. RFC 7692 §6 and §7.2.
+//! of an upstream those that are small or that its stream has compressed for many clients at once, pass as they are.
+//! RFC 7692 §6 and §7.2.
 
-use crate::ws::deflate::Deflater;
+use crate::ws::deflate::{Deflater, MIN_DEFLATED_BYTES};
 use crate::ws::header::{DataHeader, FrameHeader, MAX_HEADER_BYTES, Opcode, Sender};
 use crate::ws::mask;
 use crate::ws::scan::Message;
-
-/// Below this a message of an upstream that is one frame is not compressed, in bytes: it would hardly be smaller.
-const MIN_DEFLATED_BYTES: u64 = 256;
 
 /// When a message has become so many bytes they go on, though there is more of it in the same read.
 const FRAGMENT_BYTES: usize = 64 << 10;
@@ -97,7 +95,7 @@ impl Recode {
             self.opcode = header.opcode;
             self.active = match self.from {
                 Sender::Client => message.compressed,
-                Sender::Server => !header.fin || header.payload_bytes >= MIN_DEFLATED_BYTES,
+                Sender::Server => !message.compressed && (!header.fin || header.payload_bytes >= MIN_DEFLATED_BYTES),
             };
         }
         self.active
@@ -176,6 +174,7 @@ mod tests {
     fn deflates_large_messages_and_fragmented_ones() {
         let mut recode = Recode::new(Sender::Server, WINDOW_BITS);
         assert!(!recode.on_header(&header(true, Opcode::Text, MIN_DEFLATED_BYTES - 1), &message(false)));
+        assert!(!recode.on_header(&header(true, Opcode::Text, MIN_DEFLATED_BYTES), &message(true)));
         assert!(recode.on_header(&header(true, Opcode::Binary, MIN_DEFLATED_BYTES), &message(false)));
         let whole = made(&mut recode, true, &mut buffer(&[b'a'; 256]));
         assert!(whole[0] == 0xc2 && whole.len() < 20, "{whole:?}");

@@ -121,6 +121,7 @@ impl<S: Wire> Side<S> {
     /// A side on a stream from which `preread` was already read, behind the head of the handshake.
     pub(super) fn new(io: S, preread: Vec<u8>, role: Sender, check_text: bool, compression: Compression) -> Self {
         let of_scanner = match (compression, role) {
+            (Compression::Terminate { .. }, Sender::Server) if io.deflates() => scan::Compression::Opaque,
             (Compression::Off, _) | (Compression::Terminate { .. }, Sender::Server) => scan::Compression::Refused,
             (_, Sender::Client) => scan::Compression::Inflated,
             // The upstream is trusted more: its messages are counted as they are on the wire.

@@ -20,6 +20,9 @@ pub const WINDOW_BITS: u8 = 15;
 /// And this is the smallest that it can have.
 pub const MIN_WINDOW_BITS: u8 = 9;
 
+/// Below this a message of one frame is not compressed, in bytes: it would hardly be smaller.
+pub const MIN_DEFLATED_BYTES: u64 = 256;
+
 /// How many windows there are.
 const WINDOWS: usize = (WINDOW_BITS - MIN_WINDOW_BITS + 1) as usize;
 

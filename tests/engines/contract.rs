@@ -7,12 +7,16 @@ use std::time::Duration;
 use bytes::Bytes;
 use sluicegate::backplane::engine::{Engine, EngineError, LatestLimit, ReadLimit, Retention, Stored};
 use sluicegate::backplane::memory::{self, MemoryEngine};
+use sluicegate::backplane::nats::{self, NatsEngine};
 use sluicegate::backplane::position::{EntryId, Place, Position};
+use sluicegate::backplane::rabbitmq::{self, RabbitEngine};
 use sluicegate::backplane::recover::{Recovery, ReplayLimit, Why};
-use sluicegate::backplane::redis::{RedisEngine, Servers, Settings};
+use sluicegate::backplane::redis::{self, Servers, Settings};
 use sluicegate::backplane::sink::{Delivery, SinkLimit, sink};
 
 use super::cluster_server::Cluster;
+use super::nats_server::NatsServer;
+use super::rabbit_server::shared_url;
 use super::reader::Reader;
 use super::server::Server;
 use super::{ALL, Wish, channel, eventually, item, publish, region, try_publish, value};
@@ -43,6 +47,34 @@ pub async fn over_cluster(wish: Wish) -> Made {
     Made { engine, _servers: Some(Box::new(cluster)) }
 }
 
+/// Each in a virtual host of its own of one server.
+pub async fn over_rabbit(wish: Wish) -> Made {
+    let url = tokio::task::spawn_blocking(shared_url).await.expect("it starts");
+    Made { engine: connect_rabbit(url, wish).await, _servers: None }
+}
+
+/// An engine over RabbitMQ that is connected.
+pub async fn connect_rabbit(url: String, wish: Wish) -> Arc<dyn Engine> {
+    let Wish { retention, dedupe_window, .. } = wish;
+    let access = rabbitmq::Access { url, username: None, password: None };
+    let settings = rabbitmq::Settings {
+        retention,
+        dedupe_window,
+        heartbeat: Duration::from_millis(200),
+        max_backoff: Duration::from_millis(400),
+        ..rabbitmq::Settings::new(access)
+    };
+    let engine = RabbitEngine::start(region(), settings);
+    eventually("it connects", async || engine.status().ok()).await;
+    Arc::new(engine)
+}
+
+pub async fn over_shards(wish: Wish) -> Made {
+    let servers: Vec<_> = (0..3).map(|_| Server::start(&[])).collect();
+    let engine = connect(super::shards::of(&servers.iter().collect::<Vec<_>>(), 1), wish).await;
+    Made { engine, _servers: Some(Box::new(servers)) }
+}
+
 /// An engine that is connected.
 pub async fn connect(servers: Servers, wish: Wish) -> Arc<dyn Engine> {
     let Wish { retention, dedupe_window, latest } = wish;
@@ -54,7 +86,32 @@ pub async fn connect(servers: Servers, wish: Wish) -> Arc<dyn Engine> {
         max_backoff: Duration::from_millis(400),
         ..Settings::new(servers)
     };
-    let engine = RedisEngine::start(region(), settings);
+    let engine = redis::start(region(), settings);
+    eventually("it connects", async || engine.status().ok()).await;
+    engine
+}
+
+pub async fn over_nats(wish: Wish) -> Made {
+    let server = NatsServer::start(&[]);
+    let engine = connect_nats(vec![server.url()], wish).await;
+    Made { engine, _servers: Some(Box::new(server)) }
+}
+
+/// How tests have a NATS engine.
+pub fn nats_settings(urls: Vec<String>, wish: Wish) -> nats::Settings {
+    let Wish { retention, dedupe_window, .. } = wish;
+    nats::Settings {
+        retention,
+        dedupe_window,
+        heartbeat: Duration::from_millis(200),
+        max_backoff: Duration::from_millis(400),
+        ..nats::Settings::new(urls)
+    }
+}
+
+/// A NATS engine that is connected.
+pub async fn connect_nats(urls: Vec<String>, wish: Wish) -> Arc<dyn Engine> {
+    let engine = NatsEngine::start(region(), nats_settings(urls, wish));
     eventually("it connects", async || engine.status().ok()).await;
     Arc::new(engine)
 }
@@ -68,8 +125,17 @@ macro_rules! contract {
         mod redis_engine {
             $(#[tokio::test] async fn $case() { super::$case(super::over_redis).await })*
         }
+        mod nats_engine {
+            $(#[tokio::test] async fn $case() { super::$case(super::over_nats).await })*
+        }
         mod cluster_engine {
             $(#[tokio::test] async fn $case() { super::$case(super::over_cluster).await })*
+        }
+        mod rabbit_engine {
+            $(#[tokio::test] async fn $case() { super::$case(super::over_rabbit).await })*
+        }
+        mod sharded_engine {
+            $(#[tokio::test] async fn $case() { super::$case(super::over_shards).await })*
         }
     };
 }
@@ -94,6 +160,27 @@ contract! {
     a_full_sink_is_told_of_and_nothing_is_lost
     many_channels_share_a_sink
     names_and_payloads_are_any_bytes
+}
+
+/// The same for those that keep newest values.
+macro_rules! values {
+    ($($case:ident)*) => {
+        mod memory_values {
+            $(#[tokio::test] async fn $case() { super::$case(super::in_memory).await })*
+        }
+        mod redis_values {
+            $(#[tokio::test] async fn $case() { super::$case(super::over_redis).await })*
+        }
+        mod cluster_values {
+            $(#[tokio::test] async fn $case() { super::$case(super::over_cluster).await })*
+        }
+        mod sharded_values {
+            $(#[tokio::test] async fn $case() { super::$case(super::over_shards).await })*
+        }
+    };
+}
+
+values! {
     the_newest_value_of_each_key_is_kept_beside_the_log
     a_repeated_message_does_not_change_the_newest_value
     newest_values_outlive_the_retention_of_the_log
@@ -267,6 +354,9 @@ async fn the_log_is_trimmed_by_count_exactly_and_resumed_at_each_boundary<F: Fut
         }
     }
     let newest = &positions[30];
+    if made.engine.has_own_numbers(&channel("a")) {
+        return forged_places_where_the_id_alone_counts(&made, &positions).await;
+    }
     for (forged, what) in [
         (Position { n: 31, ..newest.clone() }, "ahead"),
         (Position { id: EntryId { ms: newest.id.ms, seq: newest.id.seq + 1 }, ..newest.clone() }, "another id"),
@@ -277,6 +367,39 @@ async fn the_log_is_trimmed_by_count_exactly_and_resumed_at_each_boundary<F: Fut
         let slice = made.engine.read(&channel("a"), Some(&forged), ALL).await.unwrap();
         let recovery = slice.recover(&Place::After(forged), REPLAY);
         assert_eq!(recovery, Recovery::Gap(Why::Lineage), "{what}");
+    }
+}
+
+/// Of entries 21 to 30, which are retained. Each is read at an engine that has just read another.
+async fn forged_places_where_the_id_alone_counts(made: &Made, positions: &[Position]) {
+    let newest = &positions[30];
+    let unknown = EntryId { ms: newest.id.ms, seq: newest.id.seq + 1 };
+    for (forged, missed, what) in [
+        (Position { n: 31, ..newest.clone() }, Ok(0), "another number"),
+        (Position { epoch: "x".parse_epoch(), ..positions[25].clone() }, Ok(5), "another epoch"),
+        (
+            Position { epoch: "y".parse_epoch(), n: 2, ..positions[29].clone() },
+            Ok(1),
+            "a number too low for what is before",
+        ),
+        (Position { id: unknown, ..newest.clone() }, Err(Why::Lineage), "another id"),
+        (Position { epoch: "z".parse_epoch(), id: unknown, ..newest.clone() }, Err(Why::Lineage), "all of it"),
+        (Position { epoch: "x".parse_epoch(), ..positions[20].clone() }, Err(Why::Trimmed), "what was trimmed"),
+    ] {
+        let slice = made.engine.read(&channel("a"), Some(&forged), ALL).await.unwrap();
+        let recovery = slice.recover(&Place::After(forged.clone()), REPLAY);
+        match missed {
+            Ok(missed) => {
+                assert_eq!(recovery, Recovery::Replay { from: forged.n + 1, to: forged.n + missed }, "{what}");
+                let expected = positions[(31 - missed as usize)..].iter().map(|position| position.id);
+                assert!(slice.entries.iter().map(|entry| entry.position.id).eq(expected), "{what}");
+            }
+            Err(why) => assert_eq!(recovery, Recovery::Gap(why), "{what}"),
+        }
+        // What is published behind it follows on it.
+        let again = made.engine.read(&channel("a"), Some(&slice.top), ALL).await.unwrap();
+        let nothing = Recovery::Replay { from: slice.top.n + 1, to: slice.top.n };
+        assert_eq!(again.recover(&Place::After(slice.top), REPLAY), nothing, "{what}");
     }
 }
 
@@ -484,7 +607,7 @@ async fn names_and_payloads_are_any_bytes<F: Future<Output = Made>>(make: fn(Wis
     }
 }
 
-/// Who publishes values asks only engines that keep them; all here do.
+/// The newest values of a channel: the number and the payload of each; and the number of its newest entry.
 async fn latest(made: &Made, name: &str) -> (Vec<(u64, String)>, u64) {
     assert!(made.engine.capabilities().latest);
     let found = made.engine.latest(&channel(name)).await.unwrap();

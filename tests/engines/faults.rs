@@ -21,7 +21,7 @@ async fn engine_of(server: &Server) -> Arc<dyn Engine> {
     connect(Servers::Standalone { url: server.url() }, Wish::default()).await
 }
 
-async fn wait_for(events: &mut Receiver<Event>, what: &str, wanted: impl Fn(&Event) -> bool) -> Event {
+pub async fn wait_for(events: &mut Receiver<Event>, what: &str, wanted: impl Fn(&Event) -> bool) -> Event {
     let wait = async {
         loop {
             let event = events.recv().await.expect("the engine lives, and this keeps up");
@@ -100,6 +100,32 @@ async fn a_server_that_comes_back_empty_is_a_gap_and_another_lineage() {
     assert_eq!(recovery(&engine, "a", &seen).await, Recovery::Gap(Why::Lineage));
     publish(&engine, "quiet", "m1").await;
     assert_eq!(recovery(&engine, "quiet", &quiet_seen).await, Recovery::Gap(Why::Lineage));
+}
+
+#[tokio::test]
+async fn a_channel_that_never_had_an_entry_is_known_to_be_empty_as_long_as_the_store_lives() {
+    let mut server = Server::start(&["--appendonly", "yes", "--appendfsync", "always"]);
+    let engine = engine_of(&server).await;
+    let mut reader = Reader::subscribe(&engine, "quiet", SinkLimit::default()).await;
+    let before = reader.last.clone();
+    assert!(before.is_origin());
+    server.restart();
+    let first = insist(&engine, "other", "m1").await;
+    assert_eq!(recovery(&engine, "quiet", &before).await, Recovery::Live, "another process has the same store");
+    // Who was there before is given what is published now, without a gap.
+    let now = insist(&engine, "quiet", "m2").await;
+    reader.until("m2").await;
+    assert!(now.epoch.is_of(&before.epoch) && !now.epoch.is_of(&first.epoch));
+    assert_eq!(recovery(&engine, "quiet", &before).await, Recovery::Replay { from: 1, to: 1 });
+    server.kill();
+    server.forget();
+    server.restart();
+    insist(&engine, "other", "m3").await;
+    assert_eq!(
+        recovery(&engine, "quiet", &before).await,
+        Recovery::Gap(Why::Lineage),
+        "entries may have come and gone"
+    );
 }
 
 #[tokio::test]

@@ -1,13 +1,22 @@
-//! Every engine of the backplane, held to one contract, and Redis to what happens to it: real processes on free ports.
+//! Every engine of the backplane, held to one contract, and those with servers to what happens to them: real processes on free ports.
 
+mod cable;
 mod cluster;
 mod cluster_server;
 mod contract;
 mod faults;
 mod ingest;
+mod nats_cluster;
+mod nats_faults;
+mod nats_limits;
+mod nats_server;
+mod rabbit;
+mod rabbit_server;
 mod reader;
 mod sentinel;
 mod server;
+mod shards;
+mod values;
 
 use std::sync::Arc;
 use std::time::Duration;

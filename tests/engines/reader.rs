@@ -14,6 +14,11 @@ const PART: ReadLimit = ReadLimit { max_entries: 7, max_bytes: 1 << 20 };
 
 const UNLIMITED: ReplayLimit = ReplayLimit { max_entries: u64::MAX, max_bytes: u64::MAX };
 
+/// A sink that nobody takes from.
+pub fn unread() -> sluicegate::backplane::sink::Sink {
+    sink(SinkLimit::default()).0
+}
+
 pub struct Reader {
     engine: Arc<dyn Engine>,
     channel: Channel,

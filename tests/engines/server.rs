@@ -88,7 +88,12 @@ impl Server {
         self.child.wait().expect("it is ours");
     }
 
-    /// Starts it again on the same port, empty.
+    /// Takes what a server that was killed has on disk.
+    pub fn forget(&mut self) {
+        self.folder = tempfile::tempdir().expect("a folder");
+    }
+
+    /// Starts it again on the same port, with what it has on disk: nothing, unless its arguments say so.
     pub fn restart(&mut self) {
         self.kill();
         let until = Instant::now() + DEADLINE;

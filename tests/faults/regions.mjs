@@ -102,7 +102,7 @@ export class RegionWorld extends World {
   }
 
   async gate(at) {
-    const gate = await gateway(this.configuration(at));
+    const gate = await gateway(this.configuration(at), {}, this.env?.[at]);
     const kill = async () => {
       gate.child.kill("SIGCONT");
       gate.child.kill("SIGKILL");

@@ -37,7 +37,9 @@ await Promise.all(Array.from({ length: AT_ONCE }, worker));
 const last = first + seeds - 1;
 console.log(`
 Real processes: gateways (two on Redis, one on its own memory), a Redis, a backend that subscribes its clients, publishers
-that publish again until they are answered with 200, and clients that come back with the id of what they had last. Of
+that publish again until they are answered with 200, and clients that come back with the id of what they had last. In the rows
+of *regions* there are three of these, each with a gateway and a Redis, 40 ms from each other; publishers try one after the
+other, and clients speak \`sluicegate.v1\` and come back in any. Of
 each run there is a history, and a checker that knows nothing else (\`tests/faults/checker.mjs\`): no item that nobody
 published, none twice, order, no hole that no gap covers, no gap that no fault explains, bounded queues, and rules without
 a backplane that notice nothing. Seeds ${first} to ${last}, each fault several times a run.

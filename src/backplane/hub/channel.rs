@@ -15,6 +15,7 @@ use super::copies::Copies;
 use super::inbox::{Inbox, Notice};
 use super::log::{Log, Task, Want};
 use super::regions::Clock;
+use super::stood::{Stand, Stood, has_copy};
 use super::values::Values;
 use crate::backplane::engine::{Channel, Entry, Latest, MessageId, Slice};
 use crate::backplane::position::{Place, Position, Region};
@@ -26,10 +27,6 @@ pub(super) const LINGER: Duration = Duration::from_secs(5);
 
 /// A repair takes whatever was missed.
 const WHOLE: ReplayLimit = ReplayLimit { max_entries: u64::MAX, max_bytes: u64::MAX };
-
-/// A place in one region stands for a time in another, less this: by so much clocks may differ that were measured, and so
-/// long an entry may take to come here.
-const MARGIN_MS: u64 = 5_000;
 
 /// A subscriber that waited for so long for a log gets what was stored meanwhile, once it is there.
 const WAITED_MS: u64 = 1_000;
@@ -74,46 +71,6 @@ struct Subscriber {
 }
 
 #[derive(Debug)]
-struct Stood {
-    stand: Stand,
-    /// The number up to which it had the log before it came here.
-    had: u64,
-    /// The number behind which it gets the log here.
-    start: u64,
-    /// How far it had come in each of the channel's logs when this came into force; empty where this is the first.
-    others: Box<[u64]>,
-}
-
-#[derive(Debug)]
-enum Stand {
-    /// It is told of its subscription when the log is open, and what lies behind its place is known.
-    Waiting { want: Want, limit: ReplayLimit, checked: bool },
-    /// It has everything up to the newest entry.
-    Live,
-    /// Its inbox was full, or is being filled: the number of the first entry that it does not have.
-    Behind { next: u64 },
-}
-
-impl Stood {
-    fn waits(&self) -> bool {
-        matches!(self.stand, Stand::Waiting { .. })
-    }
-
-    fn live_from(&mut self, n: u64) {
-        (self.stand, self.had, self.start) = (Stand::Live, 0, n);
-    }
-
-    /// The number up to which it was given the log here, whose newest entry is `top`; 0 where it is not in force.
-    fn passed(&self, top: u64) -> u64 {
-        match self.stand {
-            Stand::Waiting { .. } => 0,
-            Stand::Live => top,
-            Stand::Behind { next } => next.saturating_sub(1),
-        }
-    }
-}
-
-#[derive(Debug)]
 pub(super) struct Local {
     pub(super) name: Channel,
     subscribers: BTreeMap<u64, Subscriber>,
@@ -126,6 +83,9 @@ pub(super) struct Local {
     idle_since: Option<Instant>,
     /// Whether it was taken out of the hub: who holds it looks for the channel anew.
     pub(super) removed: bool,
+    /// Whether more is known of a subscriber's place in one log than when the others were last looked at: it may wait there
+    /// for just that.
+    moved: bool,
 }
 
 /// One region's log of the channel.
@@ -141,7 +101,7 @@ pub(super) struct OfRegion {
 impl Local {
     pub(super) fn new(name: Channel, logs: Vec<OfRegion>, copies: Option<Copies>, now: Instant) -> Self {
         let subscribers = BTreeMap::new();
-        Self { name, subscribers, logs, copies, values: None, idle_since: Some(now), removed: false }
+        Self { name, subscribers, logs, copies, values: None, idle_since: Some(now), removed: false, moved: false }
     }
 
     /// The same of a channel of which only newest values count.
@@ -206,9 +166,10 @@ impl Local {
         let times = self.logs.iter().filter_map(|of| Some(of.clock.to_node(at(of)?.id.ms)));
         let latest = times.max();
         let of_log = |(nth, of): (usize, &OfRegion)| match (at(of), latest) {
-            (Some(position), _) if of.log.is_foreign => Want::Entry(position.id),
+            (Some(position), _) if position.time().is_some() => position.time().map_or(Want::Now, Want::Since),
+            (Some(position), _) if of.log.own_numbers => Want::Entry(position.id),
             (Some(position), _) => Want::Place(Place::After(position.clone())),
-            (None, Some(latest)) => Want::Since(of.clock.to_engine(latest).saturating_sub(MARGIN_MS)),
+            (None, Some(latest)) => Want::Since(of.clock.since(latest)),
             // Of regions that nobody reads here: nothing can be proven.
             (None, None) if nth == 0 => {
                 places.first().map_or(Want::Now, |position| Want::Place(Place::After(position.clone())))
@@ -258,11 +219,12 @@ impl Local {
     }
 
     /// What to ask the engine of a log, if anything. Marks what the answer will cover.
-    pub(super) fn next_task(&mut self, at: usize, now: Instant) -> Option<Task> {
+    pub(super) fn next_task(&mut self, at: usize, now: Instant, now_ms: u64) -> Option<Task> {
         if self.is_forgotten(now) {
             return self.log(at).filter(|of| of.log.asked).map(|_| Task::Leave);
         }
         self.find_messages(at);
+        self.count_waiting(at, now_ms);
         let several = self.logs.len() > 1;
         let log = self.logs.get_mut(at).map(|of| &mut of.log)?;
         let Some(last) = log.last.clone() else {
@@ -284,6 +246,7 @@ impl Local {
                 continue;
             }
             ahead |= !*checked && log.is_beyond(want);
+            self.moved |= !*checked;
             *checked = true;
         }
         if log.disrupted || log.seen > last.n || ahead {
@@ -300,6 +263,21 @@ impl Local {
             |subscriber: &Subscriber| several && subscriber.resumes && subscriber.stood.iter().any(Stood::waits);
         let needs_history = |subscriber: &Subscriber| needs_history(subscriber) || comes_back(subscriber);
         (!log.filled && self.subscribers.values().any(needs_history)).then_some(Task::Fill)
+    }
+
+    /// Who has waited for a log for long, since it could not be reached or read, gets what was stored since it came.
+    fn count_waiting(&mut self, at: usize, now_ms: u64) {
+        let Some(of) = self.logs.get(at) else { return };
+        for subscriber in self.subscribers.values_mut() {
+            if now_ms.saturating_sub(subscriber.at_ms) < WAITED_MS {
+                continue;
+            }
+            if let Some(Stood { stand: Stand::Waiting { want: want @ Want::Now, .. }, .. }) =
+                subscriber.stood.get_mut(at)
+            {
+                *want = Want::Since(of.clock.to_engine(subscriber.at_ms).saturating_sub(WAITED_MS));
+            }
+        }
     }
 
     /// Where a message that a subscriber had last is in the log of another region, its place there is a time here.
@@ -319,15 +297,21 @@ impl Local {
             let time =
                 others.filter_map(|of| of.log.find(message).map(|position| of.clock.to_node(position.id.ms))).max();
             if let Some(time) = time {
-                found.push((*id, Want::Since(here.clock.to_engine(time).saturating_sub(MARGIN_MS))));
+                found.push((*id, Want::Since(here.clock.since(time))));
             }
         }
         for (id, since) in found {
             let stood = self.subscribers.get_mut(&id).and_then(|subscriber| subscriber.stood.get_mut(at));
             if let Some(Stood { stand: Stand::Waiting { want, .. }, .. }) = stood {
                 *want = since;
+                self.moved = true;
             }
         }
+    }
+
+    /// Whether who waits for other logs may be told more than when this was last asked.
+    pub(super) fn take_moved(&mut self) -> bool {
+        std::mem::take(&mut self.moved)
     }
 
     /// Whether another log than this is on its way here with what it has of before, up to where the subscriber has it: of two
@@ -346,23 +330,26 @@ impl Local {
         self.logs.iter().zip(stood).enumerate().any(|(nth, (of, stood))| nth != at && is_coming(of, stood))
     }
 
+    /// From when on a subscriber is to have the logs that it waits for and has no place in, but this.
+    fn waited_for(&self, at: usize, stood: &[Stood], at_ms: u64) -> Vec<Position> {
+        let others = self.logs.iter().zip(stood).enumerate().filter(|(nth, _)| *nth != at);
+        let since = others.filter_map(|(_, (of, stood))| {
+            let ms = match &stood.stand {
+                Stand::Waiting { want: Want::Now, .. } => of.clock.since(at_ms),
+                Stand::Waiting { want: Want::Since(ms), .. } => *ms,
+                Stand::Waiting { .. } | Stand::Live | Stand::Behind { .. } => return None,
+            };
+            Some(Position::at_time(of.region.clone(), ms))
+        });
+        since.collect()
+    }
+
     /// The engine pushes what comes behind `position`.
-    pub(super) fn on_opened(&mut self, at: usize, position: Position, now_ms: u64) {
+    pub(super) fn on_opened(&mut self, at: usize, position: Position) {
         let Some(of) = self.logs.get_mut(at) else { return };
         of.log.on_opened(position);
         if let Some(values) = &mut self.values {
             values.unload(at);
-        }
-        // Who came while it could not be reached missed what was stored since.
-        for subscriber in self.subscribers.values_mut() {
-            if now_ms.saturating_sub(subscriber.at_ms) < WAITED_MS {
-                continue;
-            }
-            if let Some(Stood { stand: Stand::Waiting { want: want @ Want::Now, .. }, .. }) =
-                subscriber.stood.get_mut(at)
-            {
-                *want = Want::Since(of.clock.to_engine(subscriber.at_ms).saturating_sub(WAITED_MS));
-            }
         }
     }
 
@@ -390,9 +377,13 @@ impl Local {
     /// An entry was pushed.
     pub(super) fn on_entry(&mut self, at: usize, entry: Entry, metrics: &BackplaneMetrics, now: Instant) {
         let Some(log) = self.log_mut(at) else { return };
+        // Before it is known where pushing begins: reading on from there tells what of this is to be had.
+        if log.last.is_none() {
+            log.seen = log.seen.max(entry.position.n);
+        }
         let Some(last) = &log.last else { return };
         // Where nobody numbers the entries, an id tells more than a number does.
-        if log.is_foreign && entry.position.id <= last.id {
+        if log.own_numbers && entry.position.id <= last.id {
             metrics.duplicates.inc();
             return;
         }
@@ -560,7 +551,7 @@ impl Local {
             self.subscribers.iter().filter(|(_, subscriber)| waits(subscriber)).map(|(id, _)| *id).collect();
         for id in waiting {
             let Some(OfRegion { log, .. }) = self.logs.get(at) else { return };
-            let Some(Subscriber { inbox, stood, resumes, .. }) = self.subscribers.get(&id) else { continue };
+            let Some(Subscriber { inbox, stood, resumes, at_ms, .. }) = self.subscribers.get(&id) else { continue };
             let Some(Stood { stand: Stand::Waiting { want, limit, .. }, .. }) = stood.get(at) else { continue };
             if *resumes && self.awaits_others(at, stood) {
                 continue;
@@ -569,7 +560,8 @@ impl Local {
             if *resumes {
                 metrics.resume(self.logs.get(at).map_or(0, |of| of.nth), &recovery);
             }
-            inbox.tell(Notice::Subscribed { channel: self.name.clone(), top: last.clone(), recovery });
+            let since = self.waited_for(at, stood, *at_ms);
+            inbox.tell(Notice::Subscribed { channel: self.name.clone(), top: last.clone(), recovery, since });
             let had_before = matches!(want, Want::Place(Place::After(_)) | Want::Message(_) | Want::Entry(_));
             let (stand, start) = match recovery {
                 Recovery::Live | Recovery::Gap(_) => (Stand::Live, last.n),
@@ -590,6 +582,7 @@ impl Local {
                     *stood = Stood { stand, had, start, others };
                 }
                 subscriber.mark.get_or_insert_with(|| metrics.subscription());
+                self.moved = true;
             }
             self.feed(id);
         }
@@ -649,31 +642,4 @@ impl Subscriber {
     fn is_behind(&self) -> bool {
         self.stood.iter().any(|stood| matches!(stood.stand, Stand::Behind { .. }))
     }
-}
-
-/// Whether a subscriber has or gets the same message from the log of another region, and so is not sent this one.
-fn has_copy(copies: &Copies, stood: &[Stood], at: usize, publication: &Publication) -> bool {
-    let copies = copies.of(&publication.entry.message);
-    let Some(here) = stood.get(at) else { return false };
-    let mut is_before = true;
-    for copy in copies {
-        if copy.log == at && copy.n == publication.n() {
-            is_before = false;
-            continue;
-        }
-        let Some(other) = stood.get(copy.log) else { continue };
-        let had = match &other.stand {
-            Stand::Waiting { want: Want::Place(Place::After(place)), .. } => {
-                place.epoch == copy.epoch && copy.n <= place.n
-            }
-            _ => copy.n <= other.had,
-        };
-        // It was given when this log was not in force yet, so not kept back for the sake of this one.
-        let was_given = here.others.get(copy.log).is_some_and(|passed| copy.n <= *passed);
-        // Of two that are in force the one that was seen first is given.
-        if had || (copy.n > other.start && (is_before || was_given)) {
-            return true;
-        }
-    }
-    false
 }

@@ -18,7 +18,7 @@ use bytes::Bytes;
 use crate::backplane::channels::{Join, Value};
 use crate::backplane::engine::{Channel, Key};
 use crate::backplane::position::{EntryId, Position, Region};
-use crate::backplane::rendered::{frame, lined_frame};
+use crate::backplane::rendered::{deflated_frame, frame, lined};
 use crate::grip::Kind;
 
 /// At how many bytes of contents a part ends, where there is more behind it. A value fits whatever its size.
@@ -34,13 +34,22 @@ const KEPT_BYTES: usize = 4 << 20;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Mark(u64);
 
-/// What frames look like.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Form {
-    /// Contents alone.
-    Plain,
-    /// For clients who can resume: with a header line.
-    Lined,
+/// What frames look like: by default contents alone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Form {
+    /// With a header line, for clients who can resume.
+    pub lined: bool,
+    /// Compressed, each message by itself, for clients with the largest window.
+    pub deflated: bool,
+}
+
+impl Form {
+    /// A message whose newest value is at `position`, as a frame.
+    fn frame(self, kind: Kind, content: &[u8], of: (&Channel, &Position, &str)) -> Vec<u8> {
+        let line = self.lined.then(|| lined(content, of));
+        let message = line.as_deref().unwrap_or(content);
+        if self.deflated { deflated_frame(kind, message) } else { frame(kind, message) }
+    }
 }
 
 /// What lies behind a mark, or the first part of it, for all who have that mark.
@@ -286,8 +295,13 @@ impl Conflated {
             values.push((*place, placed));
         }
         let (to, newest) = values.last().map(|(place, _)| *place).zip(self.newest_of(&values))?;
-        let frames = match self.join {
-            Join::Messages => values.iter().flat_map(|(_, placed)| self.framed(placed, form)).collect::<Vec<u8>>(),
+        let frames: Vec<u8> = match self.join {
+            Join::Messages => {
+                let framed = values.iter().flat_map(|(_, Placed { value, position, .. })| {
+                    form.frame(value.kind, &value.content, (&self.channel, position, &value.id))
+                });
+                framed.collect()
+            }
             Join::JsonArray => {
                 let mut array = b"[".to_vec();
                 for (_, placed) in &values {
@@ -297,10 +311,7 @@ impl Conflated {
                     array.extend_from_slice(&placed.value.content);
                 }
                 array.push(b']');
-                match form {
-                    Form::Plain => frame(Kind::Text, &array),
-                    Form::Lined => lined_frame(Kind::Text, &array, (&self.channel, newest, "")),
-                }
+                form.frame(Kind::Text, &array, (&self.channel, newest, ""))
             }
         };
         Some(Part { frames: frames.into(), values: values.len(), newest: newest.clone(), to })
@@ -309,14 +320,6 @@ impl Conflated {
     fn newest_of<'a>(&self, values: &[(Mark, &'a Placed)]) -> Option<&'a Position> {
         let newest = values.iter().max_by(|(_, a), (_, b)| a.rank().cmp(&b.rank()));
         newest.map(|(_, placed)| &placed.position)
-    }
-
-    fn framed(&self, placed: &Placed, form: Form) -> Vec<u8> {
-        let Value { kind, content, id } = &*placed.value;
-        match form {
-            Form::Plain => frame(*kind, content),
-            Form::Lined => lined_frame(*kind, content, (&self.channel, &placed.position, id)),
-        }
     }
 
     /// Gives back what is kept of frames, when nobody has asked for them for a while.

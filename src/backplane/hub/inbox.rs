@@ -48,6 +48,8 @@ pub enum Notice {
         top: Position,
         /// What became of the place that the session asked for.
         recovery: Recovery,
+        /// The place of the session in the logs of other regions that it has none in and that are not here yet.
+        since: Vec<Position>,
     },
     /// An entry, in the order of the channel's log, without a hole since the last of the channel.
     Publication(Arc<Publication>),

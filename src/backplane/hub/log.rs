@@ -39,8 +39,8 @@ pub(super) enum Want {
 
 #[derive(Debug)]
 pub(super) struct Log {
-    /// Whether its numbers are this node's own; see [`Engine::is_foreign`](crate::backplane::engine::Engine::is_foreign).
-    pub(super) is_foreign: bool,
+    /// Whether its numbers are this node's own; see [`Engine::has_own_numbers`](crate::backplane::engine::Engine::has_own_numbers).
+    pub(super) own_numbers: bool,
     pub(super) window: Window,
     /// The newest entry that was delivered here, or where pushing began; `None` while the engine does not push.
     pub(super) last: Option<Position>,
@@ -59,9 +59,9 @@ pub(super) struct Log {
 }
 
 impl Log {
-    pub(super) fn new(is_foreign: bool, retention: Retention, budget: Arc<Budget>) -> Self {
+    pub(super) fn new(own_numbers: bool, retention: Retention, budget: Arc<Budget>) -> Self {
         Self {
-            is_foreign,
+            own_numbers,
             window: Window::new(retention, budget),
             last: None,
             filled: false,
@@ -114,7 +114,7 @@ impl Log {
 
     /// The position of the newest entry with this message id; in a foreign channel, of the one whose id that is, too.
     pub(super) fn find(&self, message: &MessageId) -> Option<&Position> {
-        let by_entry = || self.window.find_entry(message.as_str().parse().ok().filter(|_| self.is_foreign)?);
+        let by_entry = || self.window.find_entry(message.as_str().parse().ok().filter(|_| self.own_numbers)?);
         self.window.find(message).or_else(by_entry)
     }
 
@@ -126,7 +126,7 @@ impl Log {
     /// backwards from it does, since nobody else numbers them.
     pub(super) fn fill_ends(&self) -> Option<(Position, bool)> {
         let joint = self.window.oldest().map(|oldest| &oldest.entry.position).or(self.last.as_ref());
-        joint.map(|joint| (joint.clone(), self.is_foreign))
+        joint.map(|joint| (joint.clone(), self.own_numbers))
     }
 
     /// The engine pushes what comes behind `position`.

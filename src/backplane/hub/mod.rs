@@ -36,6 +36,7 @@ mod log;
 #[cfg(test)]
 mod region_tests;
 mod regions;
+mod stood;
 #[cfg(test)]
 mod tests;
 mod values;
@@ -197,7 +198,7 @@ impl Hub {
             latency: None,
             taken: 0,
             began: BTreeMap::new(),
-            form: Form::Plain,
+            form: Form::default(),
             served: None,
             values_next: false,
         }
@@ -226,7 +227,7 @@ impl Hub {
         let home = (self.plan.homes)(channel);
         let of_region = |(nth, region): (usize, &OfHub)| {
             let (engine, budget) = (&region.engine, self.budget.clone());
-            let log = Log::new(engine.is_foreign(channel), engine.capabilities().retention, budget);
+            let log = Log::new(engine.has_own_numbers(channel), engine.capabilities().retention, budget);
             OfRegion { region: region.name.clone(), nth, clock: region.clock.clone(), log }
         };
         let read = self.regions.iter().enumerate().filter(|(nth, _)| home.is_none_or(|home| home == *nth));
@@ -250,7 +251,7 @@ impl Hub {
     /// Says whether a region's engine can be reached, so that sessions hear of it. It is taken for reachable until then.
     pub fn set_reachable(&self, region: &Region, reachable: bool) {
         let Some(nth) = self.nth(region) else { return };
-        if !self.regions.get(nth).is_some_and(|of| of.clock.set_reachable(reachable)) {
+        if !self.regions.get(nth).is_some_and(|of| of.clock.set_reachable(reachable, now_ms())) {
             return;
         }
         let all: Vec<_> = self.channels.lock().values().cloned().collect();
@@ -414,9 +415,9 @@ impl Member {
         self.hub.conflates(channel)
     }
 
-    /// Has newest values given to it in another form than that of contents alone.
-    pub fn set_form(&mut self, form: Form) {
-        self.form = form;
+    /// What it is given newest values in.
+    pub fn form(&mut self) -> &mut Form {
+        &mut self.form
     }
 
     fn forget(&mut self, channel: &Channel) -> Option<Arc<Mutex<Local>>> {
@@ -477,6 +478,9 @@ fn age(stored_ms: u64, now: SystemTime) -> Duration {
 /// This node's clock, in milliseconds since 1970.
 fn now_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    // A test passes the time by Tokio's clock.
+    #[cfg(test)]
+    let since = since + now().saturating_duration_since(Instant::now());
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 

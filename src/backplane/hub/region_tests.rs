@@ -21,7 +21,7 @@ const REGIONS: [&str; 3] = ["eu", "us", "ap"];
 /// What a client knows of one region's log.
 #[derive(Clone, Debug, Default)]
 struct Known {
-    /// The number behind which it is owed everything, since its first subscription was in force or since a gap.
+    /// The number behind which it is owed everything, since it subscribed first, or since a gap.
     owed: Option<u64>,
     /// Its cursor.
     place: Option<Position>,
@@ -35,19 +35,36 @@ struct Client {
     /// What it got, and how often.
     got: BTreeMap<MessageId, usize>,
     gaps: usize,
+    /// When it came without a place.
+    began_ms: u64,
 }
 
 impl Client {
-    fn new(hub: &Arc<Hub>, channel: &Channel) -> Self {
-        let mut member = hub.join(InboxLimit::default());
-        member.subscribe(channel, From::Now, ANY);
-        Self { member, regions: BTreeMap::new(), got: BTreeMap::new(), gaps: 0 }
+    fn new(hub: &Arc<Hub>, channel: &Channel, engines: &[Arc<Faulty>]) -> Self {
+        let member = hub.join(InboxLimit::default());
+        let mut client = Self { member, regions: BTreeMap::new(), got: BTreeMap::new(), gaps: 0, began_ms: 0 };
+        client.begin(channel, engines);
+        client
     }
 
-    /// Leaves, and comes back with what it has.
-    fn reconnect(&mut self, hub: &Arc<Hub>, channel: &Channel) {
+    /// What comes from now on is owed to it, in regions that cannot be reached too.
+    fn begin(&mut self, channel: &Channel, engines: &[Arc<Faulty>]) {
+        self.began_ms = now_ms();
+        for engine in engines {
+            let owed = Some(engine.top(channel).n);
+            self.regions.insert(engine.region.clone(), Known { owed, ..Known::default() });
+        }
+        self.member.subscribe(channel, From::Now, ANY);
+    }
+
+    /// Leaves, and comes back with what it has: a place in each region, if only a time.
+    fn reconnect(&mut self, hub: &Arc<Hub>, channel: &Channel, engines: &[Arc<Faulty>]) {
         self.member = hub.join(InboxLimit::default());
         let places: Vec<_> = self.regions.values().filter_map(|known| known.place.clone()).collect();
+        if places.is_empty() {
+            // It was not told that its subscription is in force.
+            return self.begin(channel, engines);
+        }
         self.regions.values_mut().for_each(|known| known.subscribed = false);
         self.member.subscribe(channel, From::Places(places), ANY);
     }
@@ -62,7 +79,11 @@ impl Client {
     fn judge(&mut self, notice: Notice) {
         match notice {
             Notice::Values { .. } | Notice::Part(..) => panic!("no channel here has newest values"),
-            Notice::Subscribed { top, recovery, .. } => {
+            Notice::Subscribed { top, recovery, since, .. } => {
+                for place in since {
+                    let known = self.regions.entry(place.region.clone()).or_default();
+                    known.place.get_or_insert(place);
+                }
                 let known = self.regions.entry(top.region.clone()).or_default();
                 assert!(!std::mem::replace(&mut known.subscribed, true), "told once of {}", top.region);
                 match recovery {
@@ -71,15 +92,19 @@ impl Client {
                             self.gaps += 1;
                             known.owed = Some(top.n);
                         }
-                        known.owed.get_or_insert(top.n);
+                        // What was stored while its subscription was made, in less than a second, it does not get.
+                        let is_new = known.place.as_ref().is_none_or(|place| place.time().is_some());
+                        if is_new && known.owed.is_some_and(|owed| owed < top.n) {
+                            assert!(top.id.ms <= self.began_ms + 1_100, "it missed what came before {top}");
+                            known.owed = Some(top.n);
+                        }
                         known.place = Some(top);
                     }
                     Recovery::Replay { from, to } => {
                         assert_eq!(to, top.n);
-                        if let Some(place) = &known.place {
+                        if let Some(place) = known.place.as_ref().filter(|place| place.time().is_none()) {
                             assert_eq!(from, place.n + 1, "from where it was");
                         }
-                        known.owed.get_or_insert(from - 1);
                         if from > to {
                             known.place = Some(top);
                         }
@@ -90,7 +115,7 @@ impl Client {
                 let position = publication.entry.position.clone();
                 let known = self.regions.get_mut(&position.region).expect("it was subscribed to");
                 assert!(known.subscribed, "nothing before the subscription");
-                if let Some(place) = &known.place {
+                if let Some(place) = known.place.as_ref().filter(|place| place.time().is_none()) {
                     assert!(position.n > place.n, "in order: {position} behind {place}");
                 }
                 known.place = Some(position);
@@ -113,10 +138,6 @@ async fn play(seed: u64) {
     // nothing may come twice: what a region that does not answer has of before cannot be known.
     let (gentle, answering) = (seed.is_multiple_of(2), seed.is_multiple_of(4));
     let engines: Vec<_> = REGIONS.iter().map(|region| Faulty::in_region(region, seed)).collect();
-    let base = now_ms();
-    for engine in &engines {
-        engine.state.lock().clock = base;
-    }
     let channel = Channel::new("room").unwrap();
     let sink_limit = SinkLimit { max_entries: rng.random_range(1..50), max_bytes: 1 << 20 };
     let hubs = [0, 1].map(|number| {
@@ -124,7 +145,7 @@ async fn play(seed: u64) {
         let ours = |nth: usize| node(&engines[(nth + number) % REGIONS.len()], number);
         Hub::start_with((0..REGIONS.len()).map(ours).collect(), ChannelPlan::default(), sink_limit, metrics(), seed)
     });
-    let mut clients: Vec<Client> = (0..4).map(|at| Client::new(&hubs[at % 2], &channel)).collect();
+    let mut clients: Vec<Client> = (0..4).map(|at| Client::new(&hubs[at % 2], &channel, &engines)).collect();
     let (mut published, mut copied) = (0, BTreeSet::new());
     for _ in 0..rng.random_range(20..160) {
         let at = rng.random_range(0..clients.len());
@@ -149,7 +170,7 @@ async fn play(seed: u64) {
                         .append(&channel, &format!("m{published}"));
                 }
             }
-            40..52 => clients[at].reconnect(&hubs[rng.random_range(0..2)], &channel),
+            40..52 => clients[at].reconnect(&hubs[rng.random_range(0..2)], &channel, &engines),
             52..72 => clients[at].take(rng.random_range(1..20)).await,
             72..78 => engines[region].state.lock().losing = rng.random_range(0..10),
             78..84 if !answering => engines[region].state.lock().failing = rng.random_range(0..11),
@@ -226,5 +247,35 @@ fn of_several_regions_each_message_comes_once_or_there_is_a_gap() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
         let played = std::panic::catch_unwind(AssertUnwindSafe(|| runtime.block_on(play(seed))));
         assert!(played.is_ok(), "in schedule REGION_SEED={seed}");
+    }
+}
+
+/// A client that comes back by a message is let into every log, also where all of it is here and no engine is asked: what
+/// the message is to one log is found while another is looked at.
+#[tokio::test(start_paused = true)]
+async fn a_message_is_a_place_in_every_region_when_nothing_has_to_be_asked() {
+    let engines: Vec<_> = REGIONS.iter().map(|region| Faulty::in_region(region, 1)).collect();
+    let channel = Channel::new("room").unwrap();
+    let sink_limit = SinkLimit { max_entries: 50, max_bytes: 1 << 20 };
+    let nodes = engines.iter().map(|engine| node(engine, 0)).collect();
+    let hub = Hub::start_with(nodes, ChannelPlan::default(), sink_limit, metrics(), 1);
+    for (at, engine) in engines.iter().enumerate() {
+        engine.append(&channel, &format!("m{at}"));
+    }
+    let mut members = Vec::new();
+    for message in ["m0", "m1", "m2", "m0", "m1", "m2"] {
+        let mut member = hub.join(InboxLimit::default());
+        member.subscribe(&channel, From::Message(MessageId::new(message).unwrap()), ANY);
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        let mut regions = BTreeSet::new();
+        while let Some(notice) = poll_fn(|cx| member.poll_next(cx)).now_or_never() {
+            if let Notice::Subscribed { top, recovery, .. } = notice {
+                assert!(matches!(recovery, Recovery::Replay { .. }), "behind {message}: {recovery:?}");
+                regions.insert(top.region);
+            }
+        }
+        assert_eq!(regions.len(), REGIONS.len(), "behind {message} in {regions:?}");
+        // So that the channel stays as it is.
+        members.push(member);
     }
 }

@@ -3,9 +3,15 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
+use parking_lot::Mutex;
+
 use crate::backplane::engine::Engine;
 use crate::backplane::position::Region;
 use crate::backplane::sink::Sink;
+
+/// A place in one region stands for a time in another, less this: by so much clocks may differ that were measured, and so
+/// long an entry may take to come here, or an outage to be noticed.
+const MARGIN_MS: u64 = 5_000;
 
 /// A region.
 #[derive(Debug)]
@@ -22,11 +28,13 @@ pub(super) struct Clock {
     reachable: AtomicBool,
     /// By how many milliseconds its clock is ahead of this node's.
     ahead_ms: AtomicI64,
+    /// From when to when it could not be reached the last time, by this node's clock.
+    outage: Mutex<Option<(u64, u64)>>,
 }
 
 impl Default for Clock {
     fn default() -> Self {
-        Self { reachable: AtomicBool::new(true), ahead_ms: AtomicI64::new(0) }
+        Self { reachable: AtomicBool::new(true), ahead_ms: AtomicI64::new(0), outage: Mutex::new(None) }
     }
 }
 
@@ -36,8 +44,25 @@ impl Clock {
     }
 
     /// Whether that is news.
-    pub(super) fn set_reachable(&self, reachable: bool) -> bool {
-        self.reachable.swap(reachable, Ordering::Relaxed) != reachable
+    pub(super) fn set_reachable(&self, reachable: bool, now_ms: u64) -> bool {
+        let is_news = self.reachable.swap(reachable, Ordering::Relaxed) != reachable;
+        if is_news {
+            let mut outage = self.outage.lock();
+            let from = outage.filter(|_| reachable).map_or(now_ms, |(from, _)| from);
+            *outage = Some((from, if reachable { now_ms } else { u64::MAX }));
+        }
+        is_news
+    }
+
+    /// Since when, by the engine's clock, a client may lack what was stored here that had everything else up to a time of
+    /// this node's: a little before it, and before an outage that was not over then.
+    pub(super) fn since(&self, node_ms: u64) -> u64 {
+        let since = node_ms.saturating_sub(MARGIN_MS);
+        let since = match *self.outage.lock() {
+            Some((from, to)) if to >= since => since.min(from.saturating_sub(MARGIN_MS)),
+            _ => since,
+        };
+        self.to_engine(since)
     }
 
     pub(super) fn set_ahead(&self, ahead_ms: i64) {

@@ -99,7 +99,7 @@ pub(super) async fn ask(hub: Arc<Hub>, local: Arc<Mutex<Local>>, at: usize) {
     loop {
         let task = {
             let mut locked = local.lock();
-            let task = locked.next_task(at, now());
+            let task = locked.next_task(at, now(), now_ms());
             if task.is_none() {
                 locked.admit(at, &hub.metrics, now());
                 if let Some(log) = locked.log_mut(at) {
@@ -111,8 +111,11 @@ pub(super) async fn ask(hub: Arc<Hub>, local: Arc<Mutex<Local>>, at: usize) {
         let Some(task) = task else {
             start_ticking(&hub, &local);
             remove(&hub, &local);
-            // Who waits for another log may be told more now.
-            if has_asked && local.lock().logs() > 1 {
+            // Who waits for another log may be told more now, also where there was nothing to ask.
+            let mut locked = local.lock();
+            let again = (locked.take_moved() || has_asked) && locked.logs() > 1;
+            drop(locked);
+            if again {
                 hub.work(&local);
             }
             return;
@@ -158,7 +161,7 @@ async fn run(hub: &Hub, local: &Mutex<Local>, at: usize, task: &Task) -> Result<
     match task {
         Task::Open => {
             let position = engine.subscribe(&channel, sink).await?;
-            local.lock().on_opened(at, position, now_ms());
+            local.lock().on_opened(at, position);
         }
         Task::ReadOn(after) => {
             let slice = engine.read(&channel, Some(after), READ).await?;

@@ -15,8 +15,8 @@ use tokio::time::Instant;
 
 use self::ring::Ring;
 use super::engine::{
-    Capabilities, Channel, DEDUPE_WINDOW, EVENTS_KEPT, Engine, EngineError, Event, History, Item, LOG_LIFE, Latest,
-    LatestLimit, PublishError, Published, ReadLimit, Retention, Scope, Slice,
+    Capabilities, Channel, DEDUPE_WINDOW, Dedupe, EVENTS_KEPT, Engine, EngineError, Event, History, Item, LOG_LIFE,
+    Latest, LatestLimit, PublishError, Published, ReadLimit, Retention, Scope, Slice,
 };
 use super::position::{Epoch, Position, PositionError, Region};
 use super::recover::Log;
@@ -210,6 +210,7 @@ impl Engine for MemoryEngine {
         Capabilities {
             history: History::Process,
             contiguous: true,
+            dedupe: Dedupe::Publish,
             dedupe_window: self.settings.dedupe_window,
             retention: self.settings.retention,
             latest: true,

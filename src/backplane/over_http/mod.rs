@@ -443,6 +443,10 @@ impl AsyncWrite for OverHttp {
 }
 
 impl Wire for OverHttp {
+    fn deflates(&self) -> bool {
+        self.subscriber.deflates()
+    }
+
     fn backlog(&self) -> Option<Arc<dyn Backlog>> {
         Some(self.subscriber.backlog())
     }

@@ -15,8 +15,9 @@ use super::super::engine::EngineError;
 use super::keys::{PARTITIONS, slot};
 use super::routes::Partitions;
 use super::session::{Target, ask, target_of};
-use super::supervisor::{backoff, keep};
+use super::supervisor::keep;
 use super::{Shared, Task, wire};
+use crate::backplane::backoff::backoff;
 
 /// How often a Cluster that seems well is asked for its nodes. One that says that a slot is elsewhere is asked at once.
 const LOOK_EVERY: Duration = Duration::from_secs(10);

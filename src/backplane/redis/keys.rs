@@ -47,6 +47,12 @@ fn crc16(bytes: &[u8]) -> u16 {
     })
 }
 
+/// The key that has the life of what is stored in a channel's partition: it is written once, goes where the partition goes,
+/// and is lost with it.
+pub fn life(channel: &Channel) -> String {
+    format!("sg:{{p{}}}:life", partition(channel))
+}
+
 /// The key of a channel's stream.
 pub fn stream(channel: &Channel) -> String {
     key(channel, 's')

@@ -22,7 +22,7 @@ mod keys;
 mod routes;
 mod session;
 mod settings;
-mod subscriptions;
+mod shards;
 mod supervisor;
 mod wire;
 mod witness;
@@ -33,6 +33,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
+use redis::aio::MultiplexedConnection;
 use redis::{PushInfo, PushKind, RedisResult, Script, Value};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, broadcast, watch};
 use tokio::task::JoinHandle;
@@ -43,14 +44,17 @@ use self::keys::Partition;
 use self::routes::{Partitions, Route, Routes};
 use self::session::{Link, Session, Target};
 pub use self::settings::{Credentials, Servers, Settings};
-use self::subscriptions::{Outcome, Reading, Step, Subscriptions};
+use self::shards::InForce;
+pub use self::shards::{List, ListError, MAX_GENERATION, MAX_SHARDS, MIN_SHARDS, ShardedEngine, Shards};
 use self::witness::Witness;
+use super::backoff::backoff;
 use super::engine::{
-    Capabilities, Channel, EVENTS_KEPT, Engine, EngineError, Entry, Event, History, Item, Key, LOG_LIFE, Latest,
-    PublishError, Published, ReadLimit, Scope, Slice, Stored,
+    Capabilities, Channel, Dedupe, EVENTS_KEPT, Engine, EngineError, Entry, Event, History, Item, Key, LOG_LIFE,
+    Latest, PublishError, Published, ReadLimit, Scope, Slice, Stored,
 };
-use super::position::{Position, Region};
+use super::position::{Epoch, Position, Region};
 use super::sink::Sink;
+use super::subscriptions::{Outcome, Reading, Step, Subscriptions};
 
 static PUBLISH: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("publish.lua")));
 static READ: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("read.lua")));
@@ -101,19 +105,37 @@ struct Shared {
     reads: Arc<Semaphore>,
     ingest: Ingest,
     witness: Witness,
+    /// Where this is one of several servers.
+    in_force: Option<Arc<InForce>>,
     events: broadcast::Sender<Event>,
 }
 
+/// The engine over these servers, which connects in the background. Must be called within a runtime.
+pub fn start(region: Region, settings: Settings) -> Arc<dyn Engine> {
+    match settings.servers.clone() {
+        Servers::Shards(shards) => Arc::new(ShardedEngine::start(region, shards, &settings)),
+        Servers::Standalone { .. } | Servers::Sentinel { .. } | Servers::Cluster { .. } => {
+            Arc::new(RedisEngine::start(region, settings))
+        }
+    }
+}
+
 impl RedisEngine {
-    /// An engine that connects in the background, for as long as it takes. Must be called within a runtime.
+    /// An engine of servers that are no shards, which connects in the background, for as long as it takes. Must be called within a runtime.
     ///
     /// Until the first [`Event::Up`] every call fails, and says why.
     pub fn start(region: Region, settings: Settings) -> Self {
+        Self::start_shard(region, settings, None)
+    }
+
+    /// The same for one of several servers, which does what the list in force says.
+    fn start_shard(region: Region, settings: Settings, in_force: Option<Arc<InForce>>) -> Self {
         let shared = Arc::new(Shared {
             region,
             ingest: Ingest::new(settings.ingest.clone()),
             settings,
             witness: Witness::default(),
+            in_force,
             node: rand::random(),
             routes: Mutex::new(Routes::new()),
             told: Mutex::new(None),
@@ -128,7 +150,8 @@ impl RedisEngine {
         let supervisor = tokio::spawn(async move {
             match also.settings.servers.clone() {
                 Servers::Cluster { urls } => cluster::run(also, urls).await,
-                Servers::Standalone { .. } | Servers::Sentinel { .. } => {
+                // Those that are shards have engines of their own; as one server they are never reached.
+                Servers::Standalone { .. } | Servers::Sentinel { .. } | Servers::Shards(_) => {
                     let (_all, wanted) = watch::channel(Partitions::ALL);
                     supervisor::keep(also, Target::Master, wanted).await;
                 }
@@ -143,6 +166,21 @@ impl RedisEngine {
     /// What the last try to connect came to.
     pub fn status(&self) -> Result<(), EngineError> {
         self.shared.status()
+    }
+
+    /// Asks the server, by the connection of publications. Not in a Cluster.
+    async fn ask<T>(&self, query: impl AsyncFnOnce(MultiplexedConnection) -> RedisResult<T>) -> Result<T, EngineError> {
+        let Route { session, .. } = self.shared.routes.lock().to(0)?;
+        match self.shared.within(&session, 0, query(session.commands.clone())).await {
+            Ok(answer) => Ok(answer),
+            Err(None) => Err(EngineError::TimedOut),
+            Err(Some(error)) => Err(wire::error(&error)),
+        }
+    }
+
+    /// Ends these subscriptions, and gives their receivers. What the server still pushes of them is dropped.
+    fn part(&self, concerned: impl Fn(&Channel) -> bool) -> Vec<(Channel, Sink)> {
+        self.shared.subscriptions.lock().part(concerned)
     }
 }
 
@@ -237,17 +275,22 @@ impl Engine for RedisEngine {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities {
-            history: History::Engine,
-            contiguous: true,
-            dedupe_window: self.shared.settings.dedupe_window,
-            retention: self.shared.settings.retention,
-            latest: true,
-        }
+        capabilities(&self.shared.settings)
     }
 
     fn events(&self) -> broadcast::Receiver<Event> {
         self.shared.events.subscribe()
+    }
+}
+
+fn capabilities(settings: &Settings) -> Capabilities {
+    Capabilities {
+        history: History::Engine,
+        contiguous: true,
+        dedupe: Dedupe::Publish,
+        dedupe_window: settings.dedupe_window,
+        retention: settings.retention,
+        latest: true,
     }
 }
 
@@ -347,16 +390,20 @@ impl Shared {
     async fn publish(&self, channel: &Channel, item: &Item) -> Result<Published, PublishError> {
         let Route { session, .. } = self.route(channel).map_err(PublishError::not_stored)?;
         let settings = &self.settings;
+        let stamp = self.stamp(channel).map_err(PublishError::not_stored)?;
+        let shards = self.in_force.as_ref().map(|in_force| in_force.required()).transpose();
+        let shards = shards.map_err(PublishError::not_stored)?.unwrap_or_default();
         let mut script = PUBLISH.prepare_invoke();
         script
             .key(keys::stream(channel))
             .key(keys::log(channel))
             .key(keys::dedupe(channel, &item.id))
             .key(keys::values(channel))
+            .key(keys::life(channel))
             .arg(&item.payload[..])
             .arg(item.id.as_str())
             .arg(session.lineage.as_str())
-            .arg(format!("{:08x}", rand::random::<u32>()))
+            .arg(fresh())
             .arg(settings.retention.max_entries.max(1))
             .arg(settings.retention.max_bytes)
             .arg(millis(settings.retention.max_age))
@@ -366,7 +413,9 @@ impl Shared {
             .arg(session.publish_command())
             .arg(item.key.as_ref().map_or("", Key::as_str))
             .arg(settings.latest.max_keys)
-            .arg(settings.latest.max_bytes);
+            .arg(settings.latest.max_bytes)
+            .arg(stamp)
+            .arg(shards);
         let mut commands = session.commands.clone();
         match self.within(&session, keys::partition(channel), script.invoke_async(&mut commands)).await {
             Ok(answer) => wire::published(answer, &self.region, &settings.latest),
@@ -382,10 +431,13 @@ impl Shared {
         after: Option<&Position>,
         limit: ReadLimit,
     ) -> Result<Slice, EngineError> {
+        let stamp = self.stamp(channel)?;
+        let lineage = Epoch::new(&format!("{}{stamp}", session.lineage)).map_err(|_| wire::malformed("a lineage"))?;
         let mut script = READ.prepare_invoke();
         script
             .key(keys::stream(channel))
             .key(keys::log(channel))
+            .key(keys::life(channel))
             .arg(after.map_or(0, |position| position.n))
             .arg(
                 after
@@ -394,10 +446,12 @@ impl Shared {
                     .unwrap_or_default(),
             )
             .arg(limit.max_entries)
-            .arg(limit.max_bytes);
+            .arg(limit.max_bytes)
+            .arg(fresh())
+            .arg(&stamp);
         let mut reads = session.reads.clone();
         match self.within(session, keys::partition(channel), script.invoke_async(&mut reads)).await {
-            Ok(answer) => wire::slice(answer, &self.region, &session.lineage, after),
+            Ok(answer) => wire::slice(answer, &self.region, &lineage, after),
             Err(None) => Err(EngineError::TimedOut),
             Err(Some(error)) => Err(wire::error(&error)),
         }
@@ -406,13 +460,24 @@ impl Shared {
     async fn latest(&self, session: &Session, channel: &Channel) -> Result<Latest, EngineError> {
         let limit = &self.settings.latest;
         let mut script = LATEST.prepare_invoke();
-        script.key(keys::log(channel)).key(keys::values(channel)).arg(limit.max_keys).arg(limit.max_bytes);
+        script
+            .key(keys::log(channel))
+            .key(keys::values(channel))
+            .key(keys::life(channel))
+            .arg(limit.max_keys)
+            .arg(limit.max_bytes)
+            .arg(self.stamp(channel)?);
         let mut reads = session.reads.clone();
         match self.within(session, keys::partition(channel), script.invoke_async(&mut reads)).await {
             Ok(answer) => wire::latest(answer, &self.region, &session.lineage),
             Err(None) => Err(EngineError::TimedOut),
             Err(Some(error)) => Err(wire::error(&error)),
         }
+    }
+
+    /// What the epochs of a channel's log have of the list in force; nothing where there is none.
+    fn stamp(&self, channel: &Channel) -> Result<String, EngineError> {
+        self.in_force.as_ref().map_or_else(|| Ok(String::new()), |in_force| in_force.stamp(channel))
     }
 
     async fn subscribe(self: Arc<Self>, channel: &Channel, sink: &Sink) -> Result<Position, EngineError> {
@@ -565,7 +630,7 @@ impl Shared {
                         }
                         return;
                     }
-                    tokio::time::sleep(supervisor::backoff(tries, self.settings.max_backoff)).await;
+                    tokio::time::sleep(backoff(tries, self.settings.max_backoff)).await;
                 }
             }
         }
@@ -575,6 +640,11 @@ impl Shared {
         // Nobody may be listening.
         let _ = self.events.send(event);
     }
+}
+
+/// What tells one life of a log, or of a store, from another.
+fn fresh() -> String {
+    format!("{:08x}", rand::random::<u32>())
 }
 
 fn millis(duration: Duration) -> u64 {

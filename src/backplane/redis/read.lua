@@ -1,12 +1,20 @@
--- Reads a part of a channel's log. Writes nothing.
+-- Reads a part of a channel's log. Writes nothing but the life of what is stored, where it has none yet.
 --
--- KEYS: 1 the stream  2 the log's hash
+-- KEYS: 1 the stream  2 the log's hash  3 the life of what is stored
 -- ARGV: 1 the number to read behind  2 the id of the entry with that number, or ''  3 most entries  4 most bytes of payload
--- Gives: the hash's epoch, n and id, or false; the first retained entry's n and epoch, or false; whether the entry of
--- ARGV 1 and 2 is there, by its epoch; the entries.
+--       5 a life for a store without one  6 what epochs have of the list of shards, or '' where there is none
+-- Gives: the hash's epoch, n and id, or ARGV 6 and the life, false, false where there is no log; the first retained entry's n and
+-- epoch, or false; whether the entry of ARGV 1 and 2 is there, by its epoch; the entries.
 local log = redis.call('HMGET', KEYS[2], 'e', 'n', 'i')
+-- What was written before the channel was elsewhere is no part of its log.
+if not (log[1] and log[2] and log[3]) or (string.match(log[1], '%-%d+%-') or '') ~= ARGV[6] then
+  local life = redis.call('GET', KEYS[3])
+  -- Where there is no room for it none is given: nothing can be published there either.
+  if not life and redis.pcall('SET', KEYS[3], ARGV[5]).ok then life = ARGV[5] end
+  return {life and ARGV[6] .. life, false, false, false, false, false, {}}
+end
 local first = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1]
-if not (log[1] and log[2] and log[3]) or not first then
+if not first then
   return {log[1], log[2], log[3], false, false, false, {}}
 end
 local after, limit, bytes = tonumber(ARGV[1]), tonumber(ARGV[3]), tonumber(ARGV[4])

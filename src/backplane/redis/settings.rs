@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::super::engine::{DEDUPE_WINDOW, LatestLimit, Retention};
 use super::ingest::IngestRule;
+use super::shards::Shards;
 
 /// Which servers there are.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +27,8 @@ pub enum Servers {
         /// reached over TLS.
         urls: Vec<String>,
     },
+    /// Several servers that know nothing of each other.
+    Shards(Shards),
 }
 
 /// Who we are at a server.
@@ -55,7 +58,7 @@ pub struct Settings {
     pub sentinel_credentials: Credentials,
     /// CAs in PEM that servers and sentinels are verified by over TLS, in place of the system's.
     pub ca: Option<Vec<u8>>,
-    /// Streams that others fill. Not in a Cluster.
+    /// Streams that others fill. Not in a Cluster, and not with shards.
     pub ingest: Vec<IngestRule>,
     /// What is kept of each channel.
     pub retention: Retention,
@@ -70,7 +73,7 @@ pub struct Settings {
     pub heartbeat: Duration,
     /// The longest time between two tries to connect; the first is after a tenth of a second. Default 5 s.
     pub max_backoff: Duration,
-    /// Subscriptions. Default 1,000,000. When it is passed, a subscription fails.
+    /// Subscriptions, of each shard. Default 1,000,000. When it is passed, a subscription fails.
     pub max_subscriptions: usize,
 }
 

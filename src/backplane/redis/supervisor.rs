@@ -3,22 +3,20 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use redis::Value;
 use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 
 use super::super::engine::EngineError;
+use super::super::subscriptions::Reading;
 use super::keys::Partition;
 use super::routes::Partitions;
 use super::session::{Link, Session, Target};
 use super::settings::Servers;
-use super::subscriptions::Reading;
 use super::{Shared, Task, ingest, keys, wire};
-
-/// The first time between two tries to connect.
-const FIRST_BACKOFF: Duration = Duration::from_millis(100);
+use crate::backplane::backoff::backoff;
 
 /// How many subscriptions are made anew with one write.
 const SUBSCRIPTIONS_AT_ONCE: usize = 256;
@@ -50,13 +48,6 @@ pub async fn keep(shared: Arc<Shared>, target: Target, mut wanted: watch::Receiv
     }
 }
 
-/// How long to wait after so many failures in a row: twice as long each time, and of that a random part, at least half,
-/// so that the nodes of a region do not come back at once.
-pub fn backoff(failures: u32, max: Duration) -> Duration {
-    let doubled = FIRST_BACKOFF.saturating_mul(1_u32.checked_shl(failures.saturating_sub(1)).unwrap_or(u32::MAX));
-    doubled.min(max).mul_f64(rand::random_range(0.5..=1.0))
-}
-
 async fn connect(shared: &Arc<Shared>, target: &Target) -> Result<Session, EngineError> {
     let number = shared.next_session();
     let link = Arc::new(Link::default());
@@ -70,7 +61,7 @@ async fn connect(shared: &Arc<Shared>, target: &Target) -> Result<Session, Engin
     // Each step has a time-out of its own; this is for those that have none, such as looking names up.
     let sentinels = match &shared.settings.servers {
         Servers::Sentinel { urls, .. } => u32::try_from(urls.len()).unwrap_or(u32::MAX),
-        Servers::Standalone { .. } | Servers::Cluster { .. } => 0,
+        Servers::Standalone { .. } | Servers::Cluster { .. } | Servers::Shards(_) => 0,
     };
     let whole = shared.settings.timeout.saturating_mul(sentinels.saturating_mul(2).saturating_add(8));
     let session = Session::connect(&shared.settings, &shared.region, target, number, link, on_push);
@@ -253,22 +244,6 @@ async fn watch(shared: &Arc<Shared>, session: &Session) -> EngineError {
             shared.beat(engine_ms, asked.elapsed());
         } else if last_heard.elapsed() > deaf_after {
             return EngineError::Deaf;
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn each_try_waits_longer_up_to_the_limit_and_never_for_the_same_time() {
-        let max = Duration::from_secs(5);
-        for (failures, whole) in [(0, 100), (1, 100), (2, 200), (6, 3200), (7, 5000), (32, 5000), (u32::MAX, 5000)] {
-            let whole = Duration::from_millis(whole);
-            let waits: Vec<_> = (0..50).map(|_| backoff(failures, max)).collect();
-            assert!(waits.iter().all(|wait| (whole / 2..=whole).contains(wait)), "{failures}: {waits:?}");
-            assert!(waits.iter().any(|wait| wait != &waits[0]), "{failures}");
         }
     }
 }

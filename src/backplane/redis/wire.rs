@@ -8,9 +8,10 @@ use super::super::engine::{
 };
 use super::super::position::{EntryId, Epoch, MAX_N, Position, Region};
 use super::super::recover::{Log, Mark};
+use super::shards;
 
 /// Error codes of a server that did not begin to do what it was asked.
-const NOT_BEGUN: [&str; 14] = [
+const NOT_BEGUN: [&str; 15] = [
     "ASK",
     "BUSY",
     "CLUSTERDOWN",
@@ -23,6 +24,7 @@ const NOT_BEGUN: [&str; 14] = [
     "NOSCRIPT",
     "OOM",
     "READONLY",
+    shards::REFUSED,
     "TRYAGAIN",
     "WRONGPASS",
 ];
@@ -105,8 +107,8 @@ pub fn latest(answer: Value, region: &Region, lineage: &Epoch) -> Result<Latest,
     let bad = || malformed("latest");
     let Value::Array(parts) = answer else { return Err(bad()) };
     let Ok([epoch, n, id, values]) = <[Value; 4]>::try_from(parts) else { return Err(bad()) };
-    if [&epoch, &n, &id].iter().any(|part| matches!(part, Value::Nil)) {
-        return Ok(Latest { entries: Vec::new(), top: Position::origin(region.clone(), lineage.clone()) });
+    if [&n, &id].iter().any(|part| matches!(part, Value::Nil)) {
+        return Ok(Latest { entries: Vec::new(), top: origin(&epoch, region, lineage) });
     }
     let top = position(region, &epoch, &n, &id).ok_or_else(bad)?;
     let values = match values {
@@ -131,9 +133,9 @@ pub fn slice(answer: Value, region: &Region, lineage: &Epoch, after: Option<&Pos
     let Ok([epoch, n, id, first, first_epoch, at, entries]) = <[Value; 7]>::try_from(parts) else {
         return Err(bad());
     };
-    if [&epoch, &n, &id].iter().any(|part| matches!(part, Value::Nil)) {
-        let top = Position::origin(region.clone(), lineage.clone());
-        let log = Log { top: 0, first: 1, first_epoch: lineage.clone() };
+    if [&n, &id].iter().any(|part| matches!(part, Value::Nil)) {
+        let top = origin(&epoch, region, lineage);
+        let log = Log { top: 0, first: 1, first_epoch: top.epoch.clone() };
         return Ok(Slice { entries: Vec::new(), log, top, at: None });
     }
     let top = position(region, &epoch, &n, &id).ok_or_else(bad)?;
@@ -171,6 +173,13 @@ pub fn push(message: Bytes, region: &Region) -> Option<Entry> {
     let message_id = MessageId::new(message_id).ok()?;
     let position = Position { region: region.clone(), epoch, n, id };
     Some(Entry { position, message: message_id, payload: message.slice(payload_at..) })
+}
+
+/// The beginning of a log without an entry. That nothing was ever in it holds as long as what is stored lives, whoever
+/// answers for it.
+fn origin(life: &Value, region: &Region, lineage: &Epoch) -> Position {
+    let life = text(life).and_then(|life| Epoch::new(life).ok()).unwrap_or_else(|| lineage.clone());
+    Position::origin(region.clone(), life)
 }
 
 fn entry(parts: Value, region: &Region) -> Option<Entry> {

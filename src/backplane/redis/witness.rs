@@ -131,8 +131,9 @@ impl Shared {
         let Ok(route) = self.route(channel) else { return false };
         let Ok(slice) = self.read(&route.session, channel, Some(position), limit).await else { return false };
         let whole = ReplayLimit { max_entries: u64::MAX, max_bytes: u64::MAX };
-        // Where nothing of before is left, no place of before is proven, and every reader is told without this.
-        let is_new = slice.log.top == 0 || slice.log.first_epoch.is_of(&route.session.lineage);
+        // Where nothing of before is left, not even that it was this store, no place of before is proven, and every reader is
+        // told without this.
+        let is_new = !position.epoch.shares_life(&slice.log.first_epoch);
         if is_new || slice.recover(&Place::After(position.clone()), whole) != Recovery::Gap(Why::Lineage) {
             self.witness.looked(channel, &route.session.lineage);
             return true;

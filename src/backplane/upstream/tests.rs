@@ -349,3 +349,19 @@ async fn a_loss_that_the_engine_found_is_told_once_to_who_passes_it() {
     assert_eq!(bed.frame().await, (0x81, b"gap".to_vec()));
     bed.settle().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_a_backend_compresses_stays_a_fault_where_values_are_compressed_here() {
+    let mut bed = Bed::new();
+    assert!(!bed.tunnel.deflates());
+    let setup = setup(&bed.hub, InboxLimit::default(), None);
+    let setup = Setup { subscriber: setup.subscriber.compressing(), ..setup };
+    let (backend, io) = duplex(1 << 16);
+    (bed.backend, bed.tunnel) = (backend, GripUpstream::new(io, Vec::new(), setup));
+    assert!(bed.tunnel.deflates());
+    bed.text("m:fine").await;
+    bed.says(b"\xc1\x04m:hi").await;
+    assert_eq!(bed.frame().await, (0x81, b"fine".to_vec()));
+    let first = bed.tunnel.read_u8().await.unwrap();
+    assert_eq!(parse(&[first, 0], Sender::Server, true), Err(crate::ws::error::ProtocolError::ReservedBit));
+}

@@ -6,7 +6,11 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::backplane::position::Epoch;
+use crate::ws::deflate::Inflater;
 use crate::ws::header::{Sender, parse};
+
+const PLAIN: Form = Form { lined: false, deflated: false };
+const LINED: Form = Form { lined: true, deflated: false };
 
 fn position(region: &str, n: u64, ms: u64) -> Position {
     let (region, epoch) = (Region::new(region).unwrap(), Epoch::new("a").unwrap());
@@ -59,24 +63,24 @@ fn a_tick_has_what_has_changed_once_and_is_shared() {
     put(&mut of, "x", 1, "x1");
     put(&mut of, "y", 2, "y1");
     put(&mut of, "x", 3, "x2");
-    assert!(of.is_dirty() && of.part(Mark::default(), Form::Plain).is_none(), "not before the tick");
+    assert!(of.is_dirty() && of.part(Mark::default(), PLAIN).is_none(), "not before the tick");
     assert_eq!(of.tick(), Ticked { values: 2, replaced: 1 });
     let (mut fast, mut second, mut slow) = (Mark::default(), Mark::default(), Mark::default());
-    assert_eq!(read(&mut of, &mut fast, Form::Plain), ["y1", "x2"]);
-    assert_eq!(read(&mut of, &mut second, Form::Plain), ["y1", "x2"]);
+    assert_eq!(read(&mut of, &mut fast, PLAIN), ["y1", "x2"]);
+    assert_eq!(read(&mut of, &mut second, PLAIN), ["y1", "x2"]);
     put(&mut of, "y", 4, "y2");
     put(&mut of, "z", 5, "z1");
     assert_eq!(of.tick(), Ticked { values: 2, replaced: 0 });
-    let shared = [fast, second].map(|mark| of.part(mark, Form::Plain).unwrap().0);
+    let shared = [fast, second].map(|mark| of.part(mark, PLAIN).unwrap().0);
     assert!(Arc::ptr_eq(&shared[0], &shared[1]));
     assert_eq!((shared[0].values, shared[0].newest.n), (2, 5));
     assert!(of.has_skipped(slow) && !of.has_skipped(fast));
-    assert_eq!(read(&mut of, &mut fast, Form::Plain), ["y2", "z1"]);
-    assert_eq!(read(&mut of, &mut slow, Form::Plain), ["x2", "y2", "z1"], "the current values, once");
+    assert_eq!(read(&mut of, &mut fast, PLAIN), ["y2", "z1"]);
+    assert_eq!(read(&mut of, &mut slow, PLAIN), ["x2", "y2", "z1"], "the current values, once");
     assert_eq!(of.tick(), Ticked::default());
-    assert!(of.part(fast, Form::Plain).is_none() && of.part(slow, Form::Plain).is_none());
+    assert!(of.part(fast, PLAIN).is_none() && of.part(slow, PLAIN).is_none());
     assert_eq!((of.len(), second.0), (3, 2));
-    assert_eq!(read(&mut of, &mut second, Form::Plain), ["y2", "z1"]);
+    assert_eq!(read(&mut of, &mut second, PLAIN), ["y2", "z1"]);
 }
 
 #[test]
@@ -87,7 +91,7 @@ fn a_value_that_changes_in_every_tick_reaches_who_is_always_late() {
         put(&mut of, "busy", 2 * nth - 1, &format!("{nth}"));
         of.tick();
         put(&mut of, "busy", 2 * nth, "between");
-        assert_eq!(read(&mut of, &mut late, Form::Plain), [format!("{nth}")]);
+        assert_eq!(read(&mut of, &mut late, PLAIN), [format!("{nth}")]);
     }
 }
 
@@ -108,9 +112,45 @@ fn lines_have_each_values_place_or_the_newest_of_an_array() {
         of.update(key("x"), Value { id: "m".to_owned(), ..value("1") }, position("eu", 1, 1));
         put(&mut of, "y", 2, "2");
         of.tick();
-        assert_eq!(read(&mut of, &mut Mark::default(), Form::Plain), plain);
-        assert_eq!(read(&mut of, &mut Mark::default(), Form::Lined), lined);
+        assert_eq!(read(&mut of, &mut Mark::default(), PLAIN), plain);
+        assert_eq!(read(&mut of, &mut Mark::default(), LINED), lined);
     }
+}
+
+#[test]
+fn what_is_compressed_is_compressed_once_and_each_message_by_itself() {
+    const DEFLATED: Form = Form { lined: false, deflated: true };
+    let mut of = conflated(Join::Messages);
+    let texts = ["small".to_owned(), "large ".repeat(100), "large ".repeat(100)];
+    for (nth, text) in (1..).zip(&texts) {
+        put(&mut of, &format!("k{nth}"), nth, text);
+    }
+    of.tick();
+    let [first, second] = [(); 2].map(|()| of.part(Mark::default(), DEFLATED).unwrap().0);
+    assert!(Arc::ptr_eq(&first, &second));
+    assert!(first.frames.len() < 100, "{}", first.frames.len());
+    // Read from the second compressed message on, whoever has not seen the first inflates it all the same.
+    let mut frames = &first.frames[..];
+    let mut found = Vec::new();
+    while let Some((header, len)) = parse(frames, Sender::Server, true).unwrap() {
+        let (payload, rest) = frames[len..].split_at(header.payload_bytes as usize);
+        let mut plain = Vec::new();
+        if header.rsv1 {
+            let mut sink = |piece: &[u8]| {
+                plain.extend_from_slice(piece);
+                Ok(())
+            };
+            let mut inflater = Inflater::new();
+            inflater.feed(payload, &mut sink).unwrap();
+            inflater.finish(&mut sink).unwrap();
+        } else {
+            plain.extend_from_slice(payload);
+        }
+        found.push((header.rsv1, String::from_utf8(plain).unwrap()));
+        frames = rest;
+    }
+    let [small, large, again] = texts;
+    assert_eq!(found, [(false, small), (true, large), (true, again)]);
 }
 
 #[test]
@@ -125,7 +165,7 @@ fn what_is_large_comes_in_parts() {
         put(&mut of, "huge", 6, &"1".repeat(1 << 20));
         of.tick();
         let (mut mark, mut sizes) = (Mark::default(), Vec::new());
-        while let Some((part, to)) = of.part(mark, Form::Plain) {
+        while let Some((part, to)) = of.part(mark, PLAIN) {
             sizes.push(part.values);
             mark = to;
         }
@@ -143,13 +183,13 @@ fn frames_for_those_behind_are_kept_up_to_a_bound() {
     put(&mut of, "new", 201, "1");
     of.tick();
     let mut mark = Mark::default();
-    let firsts: Vec<_> = [mark; 2].map(|mark| of.part(mark, Form::Plain).unwrap().0).into();
+    let firsts: Vec<_> = [mark; 2].map(|mark| of.part(mark, PLAIN).unwrap().0).into();
     assert!(Arc::ptr_eq(&firsts[0], &firsts[1]));
-    assert_eq!(read(&mut of, &mut mark, Form::Plain).len(), 201);
+    assert_eq!(read(&mut of, &mut mark, PLAIN).len(), 201);
     assert!(of.kept_bytes <= KEPT_BYTES && of.parts.len() < 80, "{}", of.parts.len());
     of.forget_parts();
     assert_eq!((of.kept_bytes, of.parts.len()), (0, 0));
-    assert_eq!(read(&mut of, &mut Mark::default(), Form::Plain).len(), 201);
+    assert_eq!(read(&mut of, &mut Mark::default(), PLAIN).len(), 201);
 }
 
 #[test]
@@ -160,28 +200,28 @@ fn what_the_engine_has_takes_the_place_of_what_was_here() {
     }
     of.tick();
     let mut mark = Mark::default();
-    read(&mut of, &mut mark, Form::Plain);
+    read(&mut of, &mut mark, PLAIN);
     // The log lost its end: y is what it was before, z is gone, x is the same.
     let asked = of.came();
     let top = position("eu", 2, 20);
     let latest = vec![(key("x"), value("x1"), position("eu", 1, 1)), (key("y"), value("y0"), position("eu", 2, 20))];
     of.replace(&top, asked, latest.clone());
     assert_eq!(of.tick().values, 1);
-    assert_eq!((read(&mut of, &mut mark, Form::Plain), of.len()), (vec!["y0".to_owned()], 2));
+    assert_eq!((read(&mut of, &mut mark, PLAIN), of.len()), (vec!["y0".to_owned()], 2));
     // What came while it was asked is newer.
     let asked = of.came();
     put(&mut of, "y", 3, "y3");
     put(&mut of, "w", 4, "w4");
     of.replace(&top, asked, latest.clone());
     of.tick();
-    assert_eq!(read(&mut of, &mut mark, Form::Plain), ["y3", "w4"]);
+    assert_eq!(read(&mut of, &mut mark, PLAIN), ["y3", "w4"]);
     // Unless the engine has seen it, and something newer.
     let asked = of.came();
     put(&mut of, "y", 5, "y5");
     let newer = [latest, vec![(key("y"), value("y6"), position("eu", 6, 60))]].concat();
     of.replace(&position("eu", 6, 60), asked, newer);
     of.tick();
-    assert_eq!((read(&mut of, &mut mark, Form::Plain), of.len()), (vec!["y6".to_owned()], 2));
+    assert_eq!((read(&mut of, &mut mark, PLAIN), of.len()), (vec!["y6".to_owned()], 2));
 }
 
 #[test]
@@ -191,14 +231,14 @@ fn of_several_regions_the_newest_counts_and_each_has_its_own() {
     of.update(key("x"), value("eu"), position("eu", 7, 100));
     of.update(key("x"), value("us"), position("us", 1, 90));
     of.tick();
-    assert_eq!(read(&mut of, &mut mark, Form::Plain), ["eu"]);
+    assert_eq!(read(&mut of, &mut mark, PLAIN), ["eu"]);
     of.update(key("x"), value("us2"), position("us", 2, 100));
     of.tick();
-    assert_eq!(read(&mut of, &mut mark, Form::Plain), ["us2"], "at the same time the later name");
+    assert_eq!(read(&mut of, &mut mark, PLAIN), ["us2"], "at the same time the later name");
     of.update(key("x"), value("us3"), position("us", 3, 101));
     of.replace(&position("us", 0, 0), of.came(), Vec::new());
     of.tick();
-    assert_eq!(read(&mut of, &mut mark, Form::Plain), ["eu"], "the other region's log is empty");
+    assert_eq!(read(&mut of, &mut mark, PLAIN), ["eu"], "the other region's log is empty");
     of.replace(&position("eu", 0, 0), of.came(), Vec::new());
     assert!(!of.is_dirty() && of.len() == 0);
 }
@@ -291,7 +331,7 @@ impl Model {
     fn read(&mut self, reader: usize, parts: usize) {
         let (mark, got) = &mut self.readers[reader];
         for _ in 0..parts {
-            let Some((part, to)) = self.of.part(*mark, Form::Plain) else { return };
+            let Some((part, to)) = self.of.part(*mark, PLAIN) else { return };
             assert!(to > *mark);
             *mark = to;
             let frames = payloads(&part.frames);

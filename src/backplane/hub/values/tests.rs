@@ -66,7 +66,7 @@ impl Unsteady {
         if chance < self.failing.load(Ordering::Relaxed) { Err(EngineError::TimedOut) } else { Ok(()) }
     }
 
-    async fn put(&self, channel: &Channel, key: &str, nth: u64) {
+    async fn put(&self, channel: &Channel, key: &str, nth: u64) -> Position {
         let mut meta = Meta::default();
         meta.set("conflate-key", key, &Limits::default()).unwrap();
         let content = Bytes::from(format!("{key} {nth}"));
@@ -78,7 +78,7 @@ impl Unsteady {
         item.encode(&mut payload);
         let id = MessageId::new(&format!("m{nth}")).unwrap();
         let item = Item { id, key: Some(Key::new(key).unwrap()), payload: payload.into() };
-        self.inner.publish(channel, &item).await.unwrap();
+        self.inner.publish(channel, &item).await.unwrap().position
     }
 }
 
@@ -193,10 +193,15 @@ async fn play(seed: u64) {
     let mut rng = StdRng::seed_from_u64(seed);
     let engines =
         [("eu", seed), ("us", seed + 1)].map(|(region, seed)| Unsteady::of(region, seed, rng.random_range(1..30)));
+    // By how much one engine's clock is ahead of the other's, and a little: so long between two publications, and the later
+    // one is the newer.
+    let [near, far] = &engines;
+    let (a, b) = (near.put(&channel("clock"), "x", 0).await, far.put(&channel("clock"), "x", 0).await);
+    let apart = Duration::from_millis(a.id.ms.abs_diff(b.id.ms) + 1);
     let sink = SinkLimit { max_entries: rng.random_range(1..40), max_bytes: 1 << 20 };
     let regions = if seed.is_multiple_of(3) { 2 } else { 1 };
     let read = engines.iter().take(regions).map(|engine| engine.clone() as Arc<dyn Engine>).collect();
-    let hub = Hub::start_planned(read, plan(), sink, metrics());
+    let hub = Hub::start_with(read, plan(), sink, metrics(), seed);
     let channels = [channel("prices:a"), channel("prices:b")];
     let mut clients: Vec<Client> = (0..4).map(|_| Client::new(&hub)).collect();
     let mut expected: BTreeMap<Channel, BTreeMap<String, u64>> = BTreeMap::new();
@@ -209,8 +214,7 @@ async fn play(seed: u64) {
                 for _ in 0..rng.random_range(1..8) {
                     nth += 1;
                     let key = format!("k{}", rng.random_range(0..6));
-                    // Which of two is newer, their engines' clocks say: these began within a few milliseconds.
-                    tokio::time::sleep(Duration::from_millis(if regions > 1 { 10 } else { 0 })).await;
+                    tokio::time::sleep(if regions > 1 { apart } else { Duration::ZERO }).await;
                     engines[rng.random_range(0..regions)].put(channel, &key, nth).await;
                     expected.entry(channel.clone()).or_default().insert(key, nth);
                 }
@@ -230,7 +234,7 @@ async fn play(seed: u64) {
         }
         tokio::task::yield_now().await;
     }
-    engines.each_ref().map(|engine| engine.failing.store(0, Ordering::Relaxed));
+    engines.iter().for_each(|engine| engine.failing.store(0, Ordering::Relaxed));
     for _ in 0..3 {
         tokio::time::sleep(Duration::from_secs(10)).await;
         clients.iter_mut().for_each(|client| client.take(usize::MAX));

@@ -15,9 +15,9 @@ use tokio::task::JoinSet;
 
 use super::super::super::engine::{Channel, EngineError};
 use super::super::session::{self, Session, Target};
-use super::super::supervisor::backoff;
 use super::super::{Shared, wire};
 use super::Stream;
+use crate::backplane::backoff::backoff;
 
 /// How many streams one connection waits for: XREAD looks at each of them every time.
 const MAX_STREAMS: usize = 512;

@@ -14,10 +14,10 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry as Slot;
 
-use super::super::engine::{Channel, Entry, Slice};
-use super::super::position::{Place, Position};
-use super::super::recover::{Recovery, ReplayLimit};
-use super::super::sink::Sink;
+use super::engine::{Channel, Entry, Slice};
+use super::position::{Place, Position};
+use super::recover::{Recovery, ReplayLimit};
+use super::sink::Sink;
 
 /// How many entries that arrive are held while a log is read.
 const MAX_HELD_ENTRIES: usize = 128;
@@ -102,6 +102,13 @@ impl Subscriptions {
     /// Ends a subscription. Whether there was one.
     pub fn end(&mut self, channel: &Channel) -> bool {
         self.channels.remove(channel).is_some()
+    }
+
+    /// Ends subscriptions that were pushed from, and gives their receivers.
+    pub fn part(&mut self, concerned: impl Fn(&Channel) -> bool) -> Vec<(Channel, Sink)> {
+        let is_started = |subscription: &Subscription| !matches!(subscription.state, State::Reading { last: None, .. });
+        let parted = self.channels.extract_if(|channel, subscription| is_started(subscription) && concerned(channel));
+        parted.map(|(channel, subscription)| (channel, subscription.sink)).collect()
     }
 
     /// Ends a subscription whose start failed, unless another has taken its place.
@@ -283,9 +290,9 @@ fn follows(last: &Position, entry: &Entry) -> Follows {
 mod tests {
     use bytes::Bytes;
 
-    use super::super::super::engine::MessageId;
-    use super::super::super::recover::{Log, Mark};
-    use super::super::super::sink::{Delivery, SinkLimit, Source, sink};
+    use super::super::engine::MessageId;
+    use super::super::recover::{Log, Mark};
+    use super::super::sink::{Delivery, SinkLimit, Source, sink};
     use super::*;
 
     fn position(epoch: &str, n: u64) -> Position {
