@@ -178,9 +178,14 @@ fn cpu(system: &System, crowd: &Crowd) -> Result<Cpu> {
 /// Waits until all have a price of every symbol.
 fn complete(crowd: &mut Crowd, count: usize) -> Result<()> {
     let until = Instant::now() + COMPLETE_TIMEOUT;
-    while crowd.count("complete")?.iter().sum::<usize>() < count {
+    loop {
+        let complete = crowd.count("complete")?;
+        if complete.iter().sum::<usize>() == count {
+            break;
+        }
         if Instant::now() > until {
-            return Err("not every client has a price of every symbol".into());
+            let kinds = clients::KINDS;
+            return Err(format!("of {count} clients {complete:?} have a price of every symbol, by {kinds:?}").into());
         }
         rest(ASK_EVERY);
     }
