@@ -183,7 +183,7 @@ async fn a_change_under_traffic_tells_a_gap_on_what_moves_and_nothing_else() {
     let superseded = EngineError::Superseded { in_force: 2, generation: 1 };
     assert_eq!((error.reason, error.stored), (superseded.clone(), Stored::No));
     assert_eq!(superseded.to_string(), "generation 2 of the shards is in force, this configuration has 1");
-    eventually("there is more traffic", async || (servers[2].command::<i64>(&["DBSIZE"]) > 20).then_some(())).await;
+    eventually("there is more traffic", async || (servers[2].command::<i64>(&["DBSIZE"]) > 100).then_some(())).await;
     stop_new.send(()).unwrap();
     let (of_old, of_new) = (of_old.await.unwrap(), of_new.await.unwrap());
     for name in names() {
