@@ -6,7 +6,7 @@
 //! left in a file; `free` has the slow ones read as the others do.
 
 use std::io::{ErrorKind, Read as _, Write as _};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::TryRecvError;
@@ -96,54 +96,38 @@ struct Counts {
 
 /// Opens `count` of them from a source address, and serves until standard input ends.
 pub fn run(gateway: SocketAddr, source: Ipv4Addr, count: usize, compressed: bool) -> Result<()> {
-    let more = if compressed { OFFER } else { "" };
     let mut poll = Poll::new()?;
     let mut clients: Vec<Client> = Vec::with_capacity(count);
-    let every = (count / TIMED).max(1);
-    while clients.len() < count {
-        let from = clients.len();
-        let indexes = from..count.min(from + AT_ONCE);
-        let opening: std::io::Result<Vec<_>> = indexes
-            .map(|index| {
-                let bytes = (Kind::of(index) != Kind::Fast).then_some(SLOW_RECEIVE_BYTES);
-                ask(gateway, source, more, bytes)
-            })
-            .collect();
-        for stream in opening? {
-            let (stream, held) = answered(stream)?;
-            let mut stream = mio::net::TcpStream::from_std(stream);
-            let (index, kind) = (clients.len(), Kind::of(clients.len()));
-            if kind == Kind::Fast {
-                poll.registry().register(&mut stream, Token(index), Interest::READABLE)?;
-            }
-            let timed = kind != Kind::Fast || index % every == 0;
-            clients.push(Client {
-                stream,
-                kind,
-                timed,
-                gone: false,
-                held,
-                fragments: None,
-                prices: vec![Price::default(); SYMBOLS],
-            });
-        }
-    }
-    let commands = commands(Arc::new(Waker::new(poll.registry(), COMMAND)?));
-    println!("open");
+    let mut commanded = None;
     let (mut events, mut counts) = (Events::with_capacity(1024), Counts::default());
     let mut scratch = vec![0; READ_BYTES];
     let (start, mut ticks, mut trickles) = (Instant::now(), 0, 0);
     let mut free = false;
     loop {
+        // Those who are there read while others open: what they leave would take the kernel's memory for sockets.
+        if clients.len() < count {
+            open(&poll, &mut clients, count, |index| {
+                let slow = Kind::of(index) != Kind::Fast;
+                ask(gateway, source, if compressed { OFFER } else { "" }, slow.then_some(SLOW_RECEIVE_BYTES))
+            })?;
+            if clients.len() == count {
+                commanded = Some(commands(Arc::new(Waker::new(poll.registry(), COMMAND)?)));
+                println!("open");
+            }
+        }
         let next = start + TICK * ticks;
-        if let Err(error) = poll.poll(&mut events, Some(next.saturating_duration_since(Instant::now())))
+        let wait = match commanded {
+            Some(_) => next.saturating_duration_since(Instant::now()),
+            None => Duration::ZERO,
+        };
+        if let Err(error) = poll.poll(&mut events, Some(wait))
             && error.kind() != ErrorKind::Interrupted
         {
             return Err(error.into());
         }
         for event in &events {
             if event.token() == COMMAND {
-                loop {
+                while let Some(commands) = &commanded {
                     match commands.try_recv() {
                         Ok(command) if command == "free" => {
                             free = true;
@@ -177,6 +161,29 @@ pub fn run(gateway: SocketAddr, source: Ipv4Addr, count: usize, compressed: bool
             read(client, &mut counts, most, &mut scratch)?;
         }
     }
+}
+
+/// Opens some more of `count`.
+fn open(
+    poll: &Poll,
+    clients: &mut Vec<Client>,
+    count: usize,
+    ask: impl Fn(usize) -> std::io::Result<TcpStream>,
+) -> Result<()> {
+    let every = (count / TIMED).max(1);
+    let opening: std::io::Result<Vec<_>> = (clients.len()..count.min(clients.len() + AT_ONCE)).map(ask).collect();
+    for stream in opening? {
+        let (stream, held) = answered(stream)?;
+        let mut stream = mio::net::TcpStream::from_std(stream);
+        let (index, kind) = (clients.len(), Kind::of(clients.len()));
+        if kind == Kind::Fast {
+            poll.registry().register(&mut stream, Token(index), Interest::READABLE)?;
+        }
+        let timed = kind != Kind::Fast || index % every == 0;
+        let prices = vec![Price::default(); SYMBOLS];
+        clients.push(Client { stream, kind, timed, gone: false, held, fragments: None, prices });
+    }
+    Ok(())
 }
 
 fn obey(command: &str, clients: &[Client], counts: &mut Counts) -> Result<()> {
