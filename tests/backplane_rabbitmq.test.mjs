@@ -22,6 +22,8 @@ async function rabbit() {
     RABBITMQ_NODE_PORT: port,
     RABBITMQ_DIST_PORT: distribution,
     ERL_EPMD_PORT: epmd,
+    // One that is killed while it starts would leave it where the tests run.
+    ERL_CRASH_DUMP: "/dev/null",
     ERL_EPMD_ADDRESS: "127.0.0.1",
     RABBITMQ_MNESIA_BASE: `${folder}/data`,
     RABBITMQ_LOG_BASE: `${folder}/log`,

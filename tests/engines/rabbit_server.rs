@@ -134,6 +134,8 @@ impl RabbitServer {
             .env("RABBITMQ_NODE_PORT", self.port.to_string())
             .env("RABBITMQ_DIST_PORT", self.distribution_port.to_string())
             .env("ERL_EPMD_PORT", self.epmd_port.to_string())
+            // One that is killed while it starts would leave it where the tests run.
+            .env("ERL_CRASH_DUMP", "/dev/null")
             .env("ERL_EPMD_ADDRESS", "127.0.0.1")
             .env("RABBITMQ_MNESIA_BASE", folder.join("data"))
             .env("RABBITMQ_LOG_BASE", folder.join("log"))
